@@ -1,0 +1,1 @@
+"""Cryptographic building blocks over `cryptography`; nothing here invents a primitive."""

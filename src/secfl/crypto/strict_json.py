@@ -1,0 +1,136 @@
+"""JSON with one encoding per value.
+
+Signed and hashed documents use this form: sorted keys, no blanks, no floats, no duplicate keys, bounded size and
+depth. `decode` refuses whatever `encode` would not have written, unless the caller asks for plain JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from secfl.errors import EncodingError
+
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "JsonValue", "decode", "decode_any", "encode"]
+
+MAX_BYTES = 16 * 1024 * 1024
+"""Largest document, in bytes: an audit entry with evidence and policy fits many times over."""
+MAX_DEPTH = 32
+"""Deepest nesting; ours need 8. Python's parser would recurse without a bound (EV-37)."""
+MAX_INTEGER = 2**63 - 1
+
+JsonValue = Any
+
+
+def encode(value: JsonValue) -> bytes:
+    """Encode canonically.
+
+    Raises:
+        EncodingError: `json.not_canonical` for floats, non-string keys and other unsupported values.
+    """
+    _check(value, 0)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def decode(data: bytes, *, max_bytes: int = MAX_BYTES) -> JsonValue:
+    """Decode a canonical document; any other spelling of the same value is refused.
+
+    Raises:
+        EncodingError: `json.too_large`, `json.malformed`, `json.not_canonical`.
+    """
+    value = decode_any(data, max_bytes=max_bytes)
+    if encode(value) != data:
+        raise EncodingError("json.not_canonical", "the document is not in canonical form")
+    return value
+
+
+def decode_any(data: bytes, *, max_bytes: int = MAX_BYTES) -> JsonValue:
+    """Decode JSON written by others: any white space and key order, but no duplicate keys and no floats.
+
+    Raises:
+        EncodingError: `json.too_large`, `json.malformed`, `json.not_canonical`.
+    """
+    if len(data) > max_bytes:
+        raise EncodingError("json.too_large", "the document is too large", expected=max_bytes, actual=len(data))
+    _check_depth(data)
+    try:
+        value = json.loads(
+            data.decode("utf-8", "strict"),
+            object_pairs_hook=_unique,
+            parse_float=_no_float,
+            parse_constant=_no_float,
+            parse_int=_bounded_int,
+        )
+    except (ValueError, RecursionError) as error:
+        raise EncodingError("json.malformed", "the document is not valid JSON") from error
+    _check(value, 0)
+    return value
+
+
+def _check_depth(data: bytes) -> None:
+    # Counts brackets before the parser runs, strings included: an over-count only refuses sooner.
+    depth = 0
+    in_string = escaped = False
+    for byte in data:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_string = False
+        elif byte == 0x22:
+            in_string = True
+        elif byte in (0x5B, 0x7B):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise EncodingError("json.too_deep", "the document nests too deeply", expected=MAX_DEPTH)
+        elif byte in (0x5D, 0x7D):
+            depth -= 1
+
+
+def _unique(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate key")
+    return result
+
+
+def _no_float(text: str) -> JsonValue:
+    raise ValueError(f"not an integer: {text[:20]}")
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError("integer out of range")
+    return int(text)
+
+
+def _check(value: JsonValue, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise EncodingError("json.too_deep", "the document nests too deeply", expected=MAX_DEPTH)
+    if value is None or isinstance(value, bool):
+        return
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8", "strict")
+        except UnicodeEncodeError as error:
+            raise EncodingError("json.not_canonical", "a string holds a lone surrogate") from error
+        return
+    if isinstance(value, int):
+        if abs(value) > MAX_INTEGER:
+            raise EncodingError("json.not_canonical", "an integer is out of range")
+        return
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise EncodingError("json.not_canonical", "a key is not a string")
+            _check(key, depth + 1)
+            _check(item, depth + 1)
+        return
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        for item in value:
+            _check(item, depth + 1)
+        return
+    raise EncodingError("json.not_canonical", f"a value of type {type(value).__name__} has no canonical form")

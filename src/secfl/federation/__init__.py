@@ -1,0 +1,1 @@
+"""Engine adapters and everything that concerns rounds."""

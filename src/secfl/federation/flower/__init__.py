@@ -1,0 +1,1 @@
+"""Flower, unmodified: launch, warm executor, grid and the contract with one exact version."""

@@ -1,0 +1,1 @@
+"""Linux primitives by system call: mounts, namespaces, seccomp and the FUSE protocol."""

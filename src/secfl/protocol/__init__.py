@@ -1,0 +1,1 @@
+"""Messages between parties, manager and enclaves, without input or output."""

@@ -1,0 +1,1 @@
+"""The shield: attest, receive, mount, inject, connect, launch, watch."""

@@ -1,0 +1,1 @@
+"""The encrypted volume formats over abstract storage. Pure."""
