@@ -7,6 +7,7 @@ depth. `decode` refuses whatever `encode` would not have written, unless the cal
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 32
 """Deepest nesting; ours need 8. Python's parser would recurse without a bound (EV-37)."""
 MAX_INTEGER = 2**63 - 1
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKETS = re.compile(rb"[\[\]{}]")
 
 JsonValue = Any
 
@@ -69,25 +72,12 @@ def decode_any(data: bytes, *, max_bytes: int = MAX_BYTES) -> JsonValue:
 
 
 def _check_depth(data: bytes) -> None:
-    # Counts brackets before the parser runs, strings included: an over-count only refuses sooner.
+    # Before the parser runs: Python's recurses once a level.
     depth = 0
-    in_string = escaped = False
-    for byte in data:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in (0x5B, 0x7B):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise EncodingError("json.too_deep", "the document nests too deeply", expected=MAX_DEPTH)
-        elif byte in (0x5D, 0x7D):
-            depth -= 1
+    for bracket in _BRACKETS.findall(_STRINGS.sub(b"", data)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise EncodingError("json.too_deep", "the document nests too deeply", expected=MAX_DEPTH)
 
 
 def _unique(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
@@ -110,6 +100,20 @@ def _bounded_int(text: str) -> int:
 def _check(value: JsonValue, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise EncodingError("json.too_deep", "the document nests too deeply", expected=MAX_DEPTH)
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise EncodingError("json.not_canonical", "a key is not a string")
+            _check_scalar(key)
+            _check(item, depth + 1)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+        for item in value:
+            _check(item, depth + 1)
+    else:
+        _check_scalar(value)
+
+
+def _check_scalar(value: JsonValue) -> None:
     if value is None or isinstance(value, bool):
         return
     if isinstance(value, str):
@@ -117,20 +121,8 @@ def _check(value: JsonValue, depth: int) -> None:
             value.encode("utf-8", "strict")
         except UnicodeEncodeError as error:
             raise EncodingError("json.not_canonical", "a string holds a lone surrogate") from error
-        return
-    if isinstance(value, int):
+    elif isinstance(value, int):
         if abs(value) > MAX_INTEGER:
             raise EncodingError("json.not_canonical", "an integer is out of range")
-        return
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise EncodingError("json.not_canonical", "a key is not a string")
-            _check(key, depth + 1)
-            _check(item, depth + 1)
-        return
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        for item in value:
-            _check(item, depth + 1)
-        return
-    raise EncodingError("json.not_canonical", f"a value of type {type(value).__name__} has no canonical form")
+    else:
+        raise EncodingError("json.not_canonical", f"a value of type {type(value).__name__} has no canonical form")
