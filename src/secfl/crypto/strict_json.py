@@ -20,7 +20,8 @@ MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 32
 """Deepest nesting; ours need 8. Python's parser would recurse without a bound (EV-37)."""
 MAX_INTEGER = 2**63 - 1
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Possessive, with an optional closing quote: an unterminated string is one match, so the scan stays linear.
+_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[\]{}]")
 
 JsonValue = Any
