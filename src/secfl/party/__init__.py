@@ -1,0 +1,1 @@
+"""What a party does on its own machine: keys, pinned manager, packing, voting, attesting, receiving."""
