@@ -1,1 +1,1 @@
-"""Messages between parties, manager and enclaves, without input or output."""
+"""Messages between parties, services and the manager, and the rules of each exchange; nothing here opens a socket."""
