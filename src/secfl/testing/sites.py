@@ -22,7 +22,7 @@ from typing import Any, Self
 from secfl.crypto import strict_json
 from secfl.errors import ConfigError, EngineError
 
-__all__ = ["RemoteFailure", "Site", "Sites"]
+__all__ = ["SiteStepError", "Site", "Sites"]
 
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
@@ -30,7 +30,7 @@ _FIRST_UID = 61_001
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-class RemoteFailure(EngineError):
+class SiteStepError(EngineError):
     """A step in a site's process failed; carries what it printed."""
 
 
@@ -71,7 +71,7 @@ class Site:
         """Run a function as this site and return its JSON-able result.
 
         Raises:
-            RemoteFailure: `site.step_failed` with the error's text.
+            SiteStepError: `site.step_failed` with the error's text.
         """
         reader, writer = os.pipe()
         pid = os.fork()
@@ -83,10 +83,10 @@ class Site:
             data = pipe.read()
         os.waitpid(pid, 0)
         if not data:
-            raise RemoteFailure("site.step_failed", f"{self.name}: the step ended without an answer")
+            raise SiteStepError("site.step_failed", f"{self.name}: the step ended without an answer")
         answer = strict_json.decode(data)
         if "error" in answer:
-            raise RemoteFailure("site.step_failed", f"{self.name}: {answer['error']}", reason=answer["code"])
+            raise SiteStepError("site.step_failed", f"{self.name}: {answer['error']}", reason=answer["code"])
         return answer["value"]
 
     def _child(self, writer: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
