@@ -1,1 +1,1 @@
-"""The Security Policy Manager: core state machine, store, log, certificate authority and HTTPS edge."""
+"""The Security Policy Manager: governance, attestation, release, and the log that is its only memory."""
