@@ -46,7 +46,7 @@ class Proposal(Message):
         expires: when an open proposal lapses.
     """
 
-    deployment_id: Base64
+    deployment_id: Identifier
     name: Name
     policy: Base64
     predecessor: Digest | None = None
@@ -77,7 +77,7 @@ class Vote(Message):
         approve: false is a refusal.
     """
 
-    deployment_id: Base64
+    deployment_id: Identifier
     name: Name
     proposal: Digest
     policy_hash: Digest
@@ -94,7 +94,7 @@ class VoteReply(Message):
 class PolicyAsk(Message):
     """Ask for a policy and its open proposals."""
 
-    deployment_id: Base64
+    deployment_id: Identifier
     nonce: Nonce
     name: Name
 
@@ -128,16 +128,16 @@ class Deposit(Message):
         sealed_key: the 32-byte key, sealed for the purpose `volume-key` in `deposit_context`.
     """
 
-    deployment_id: Base64
+    deployment_id: Identifier
     policy: Name
     volume: Name
     root: Digest
     sealed_key: Base64
 
 
-def deposit_context(deployment_id: bytes, policy: str, volume: str, root: str) -> bytes:
+def deposit_context(deployment_id: str, policy: str, volume: str, root: str) -> bytes:
     """Context of a sealed volume key, so that a deposit cannot be moved to another volume."""
-    return transcript("deposit", deployment_id, policy.encode(), volume.encode(), from_hex(root, size=32))
+    return transcript("deposit", deployment_id.encode(), policy.encode(), volume.encode(), from_hex(root, size=32))
 
 
 class GrantReply(Message):
@@ -149,14 +149,14 @@ class GrantReply(Message):
 class Revocation(Message):
     """End a grant; leases that rest on it are not renewed."""
 
-    deployment_id: Base64
+    deployment_id: Identifier
     grant: Digest
 
 
 class ChallengeAsk(Message):
     """Ask a running service for fresh evidence over a nonce of the party."""
 
-    deployment_id: Base64
+    deployment_id: Identifier
     nonce: Nonce
     study: Name
     service: Name
@@ -172,7 +172,7 @@ class ChallengeReply(Message):
 class ChallengePoll(Message):
     """Ask for the answer to a challenge."""
 
-    deployment_id: Base64
+    deployment_id: Identifier
     nonce: Nonce
     challenge_id: Identifier
 
@@ -195,7 +195,7 @@ class ChallengeState(Message):
 class StatusAsk(Message):
     """Ask for the state of a study."""
 
-    deployment_id: Base64
+    deployment_id: Identifier
     nonce: Nonce
     study: Name
 
@@ -209,7 +209,7 @@ class StatusReply(Message):
 class ReleaseAsk(Message):
     """Ask for the key of a released volume."""
 
-    deployment_id: Base64
+    deployment_id: Identifier
     nonce: Nonce
     study: Name
     volume: Name
@@ -222,13 +222,13 @@ class ReleaseReply(Message):
     sealed_key: Base64
 
 
-def release_context(deployment_id: bytes, study: str, volume: str, root: str) -> bytes:
+def release_context(deployment_id: str, study: str, volume: str, root: str) -> bytes:
     """Context of a release key sealed to a party."""
-    return transcript("release", deployment_id, study.encode(), volume.encode(), from_hex(root, size=32))
+    return transcript("release", deployment_id.encode(), study.encode(), volume.encode(), from_hex(root, size=32))
 
 
 class LogExport(Message):
     """Ask for the audit bundle."""
 
-    deployment_id: Base64
+    deployment_id: Identifier
     nonce: Nonce

@@ -26,8 +26,6 @@ __all__ = [
     "Founder",
     "Founders",
     "Identity",
-    "LaunchClaims",
-    "ManagerClaims",
     "ManagerEvidence",
     "NonceReply",
     "RenewReply",
@@ -64,17 +62,17 @@ class Identity(Message):
     """What a manager says of itself; worth nothing until its evidence covers it.
 
     Attributes:
-        deployment_id: 16 random bytes of the first start.
-        certificate: the TLS certificate, DER.
+        deployment_id: 16 random bytes of the first start, hex.
+        certificate: the TLS certificate, DER; it is pinned by its SHA-256.
+        tls_key: its SubjectPublicKeyInfo (P-256), which also signs log heads and bundles.
         sealing_key: HPKE public key for deposits.
-        log_key: SubjectPublicKeyInfo that signs log heads and bundles.
         founders: the founding parties.
     """
 
-    deployment_id: Base64
+    deployment_id: Identifier
     certificate: Base64
+    tls_key: Base64
     sealing_key: Base64
-    log_key: Base64
     founders: Founders
 
 
@@ -84,29 +82,13 @@ class EvidenceRequest(Message):
     nonce: Nonce
 
 
-class ManagerClaims(Message):
-    """Launch claims of the manager.
-
-    Attributes:
-        log_key: SubjectPublicKeyInfo that signs log heads.
-        log_sequence: number of entries.
-        log_head: hash of the last entry.
-        rollback_protection: `none` while no remote counter holds the head.
-    """
-
-    log_key: Base64
-    log_sequence: int
-    log_head: Digest
-    rollback_protection: str
-
-
 class ManagerEvidence(Message):
     """Evidence of the manager.
 
     Attributes:
         evidence: the CMW record, as text.
         identity: what the evidence covers together with the nonce.
-        launch_claims: encoded `ManagerClaims`.
+        launch_claims: encoded `attestation.statement.ManagerClaims`.
     """
 
     evidence: str
@@ -121,24 +103,6 @@ class NonceReply(Message):
     expires: UnixTime
 
 
-class LaunchClaims(Message):
-    """What a shield says of its launch; its hash is in the evidence.
-
-    Attributes:
-        isolation: 3 is full isolation, 0 none.
-        taints: names of what weakens this launch; empty for a clean one.
-        instance: 16 random bytes of this start.
-        roots: root of every read-only volume of the service, by volume name.
-        node_key: the engine's node key as OpenSSH text, where the service has one.
-    """
-
-    isolation: int
-    taints: tuple[str, ...]
-    instance: Identifier
-    roots: dict[str, Digest]
-    node_key: str | None = None
-
-
 class AttestRequest(Message):
     """Ask for the configuration and secrets of a service.
 
@@ -151,8 +115,8 @@ class AttestRequest(Message):
         evidence: the CMW record, as text.
         tls_key: SubjectPublicKeyInfo (P-256) that the leaf certificate is for.
         sealing_key: HPKE public key that the answer is sealed to.
-        launch_claims: encoded `LaunchClaims`.
-        manager_certificate: SHA-256 of the manager's certificate as this enclave saw it in the handshake.
+        launch_claims: encoded `attestation.statement.LaunchClaims`; `roots` names every read-only volume of the service
+            with the root of the image that lies there.
     """
 
     nonce: Nonce
@@ -164,7 +128,6 @@ class AttestRequest(Message):
     tls_key: Base64
     sealing_key: Base64
     launch_claims: Base64
-    manager_certificate: Digest
 
 
 class AttestReply(Message):
@@ -173,14 +136,12 @@ class AttestReply(Message):
     Attributes:
         lease_id: names the lease in service requests.
         lease_until: when peers drop this service unless it renews.
-        ear: the attestation result as JWS.
-        certificates: leaf, then the study's CA; DER.
+        certificates: leaf with the attestation result (EAR) in it, then the study's CA; DER.
         sealed: an encoded `ServicePayload`, sealed to the attested key for the purpose `service-payload`.
     """
 
     lease_id: Identifier
     lease_until: UnixTime
-    ear: str
     certificates: tuple[Base64, ...]
     sealed: Base64
 
@@ -193,14 +154,12 @@ class RenewRequest(Message):
     policy_hash: Digest
     evidence: str
     launch_claims: Base64
-    manager_certificate: Digest
 
 
 class RenewReply(Message):
     """A renewed lease with a new result and leaf certificate."""
 
     lease_until: UnixTime
-    ear: str
     certificates: tuple[Base64, ...]
 
 

@@ -36,7 +36,7 @@ class ServiceCall(Message):
         body: the operation's own message.
     """
 
-    deployment_id: Base64
+    deployment_id: Identifier
     lease_id: Identifier
     sequence: int
     body: JsonObject
@@ -120,9 +120,9 @@ class ReleaseKeyReply(Message):
     sealed_key: Base64
 
 
-def release_key_context(deployment_id: bytes, lease_id: str, volume: str) -> bytes:
+def release_key_context(deployment_id: str, lease_id: str, volume: str) -> bytes:
     """Context of a release key sealed to the service that packs."""
-    return transcript("release-key", deployment_id, lease_id.encode(), volume.encode())
+    return transcript("release-key", deployment_id.encode(), lease_id.encode(), volume.encode())
 
 
 class Released(Message):
