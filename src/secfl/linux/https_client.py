@@ -14,22 +14,25 @@ import socket
 import ssl
 import threading
 
-from secfl.errors import EncodingError, UnavailableError, VerificationError
+from secfl.errors import ConfigError, EncodingError, UnavailableError, VerificationError
 from secfl.protocol.failure import decode_failure
+from secfl.protocol.routes import route
 
-__all__ = ["MAX_ANSWER", "HttpsClient", "unverified_certificate"]
+__all__ = ["MAX_ANSWER", "HttpsClient", "split_address", "unverified_certificate"]
 
 MAX_ANSWER = 256 * 1024 * 1024
 """Largest answer, in bytes: an audit bundle of a long study."""
 _STALE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError)
 
 
-def unverified_certificate(host: str, port: int, *, timeout: float = 10.0) -> bytes:
-    """Fetch the DER certificate that a server shows: to be attested, not to be believed.
+def unverified_certificate(address: str, *, timeout: float = 10.0) -> bytes:
+    """Fetch the DER certificate that the server at `host:port` shows: to be attested, not to be believed.
 
     Raises:
+        ConfigError: `client.address`.
         UnavailableError: `client.unreachable`.
     """
+    host, port = split_address(address)
     try:
         with socket.create_connection((host, port), timeout) as raw, _context().wrap_socket(raw) as connection:
             return connection.getpeercert(binary_form=True) or b""
@@ -37,18 +40,33 @@ def unverified_certificate(host: str, port: int, *, timeout: float = 10.0) -> by
         raise _unreachable(host, port, error) from error
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """Split `host:port`.
+
+    Raises:
+        ConfigError: `client.address`.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError("client.address", "an address is written host:port", actual=address[:100])
+    return host, int(port)
+
+
 class HttpsClient:
     """Requests to one server, one at a time."""
 
-    def __init__(self, host: str, port: int, *, certificate_sha256: bytes, timeout: float = 30.0) -> None:
+    def __init__(self, address: str, *, certificate_sha256: bytes, timeout: float = 30.0) -> None:
         """Remember where and whom to call; nothing is sent yet.
 
         Args:
+            address: `host:port`.
             certificate_sha256: SHA-256 of the server's DER certificate.
             timeout: seconds that a connection or an answer may take.
+
+        Raises:
+            ConfigError: `client.address`.
         """
-        self._host = host
-        self._port = port
+        self._host, self._port = split_address(address)
         self._pin = certificate_sha256
         self._timeout = timeout
         self._lock = threading.Lock()
@@ -56,23 +74,18 @@ class HttpsClient:
         self.certificate = b""
         """The pinned certificate, once connected."""
 
-    def get(self, path: str) -> bytes:
-        """Fetch.
+    def call(self, name: str, body: bytes = b"", *, timeout: float | None = None) -> bytes:
+        """Call an operation of the route table and return the answer's body.
 
         Raises:
-            SecflError: as `post`.
-        """
-        return self._request("GET", path, None, self._timeout)
-
-    def post(self, path: str, body: bytes, *, timeout: float | None = None) -> bytes:
-        """Send a body and return the answer's.
-
-        Raises:
+            EncodingError: `route.unknown`.
             VerificationError: `client.other_certificate`: attest the server again.
             UnavailableError: `client.unreachable` or `client.bad_answer`.
             SecflError: the error that the server raised.
         """
-        return self._request("POST", path, body, self._timeout if timeout is None else timeout)
+        entry = route(name)
+        sent = body if entry.method == "POST" else None
+        return self._request(entry.method, entry.path, sent, self._timeout if timeout is None else timeout)
 
     def connect(self) -> bytes:
         """Connect, if not connected yet, and return the server's certificate, which is the pinned one.
