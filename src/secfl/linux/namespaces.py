@@ -143,12 +143,12 @@ def create_network() -> NetworkNamespace:
 
 def in_initial_user_namespace() -> bool:
     """Tell whether uid 0 here is the machine's own root."""
-    return tuple(Path("/proc/self/uid_map").read_text("ascii").split()) == _INITIAL_MAP
+    return tuple(Path("/proc/self/uid_map").read_bytes().decode("ascii").split()) == _INITIAL_MAP
 
 
 def is_namespace_root() -> bool:
     """Tell whether this process may administer its user namespace (effective CAP_SYS_ADMIN)."""
-    for line in Path("/proc/self/status").read_text("ascii").splitlines():
+    for line in Path("/proc/self/status").read_bytes().decode("ascii").splitlines():
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
     return False
@@ -194,7 +194,8 @@ def drop_capabilities() -> None:
         StateError: `linux.call_failed`.
     """
     prctl(Prctl.CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
-    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text("ascii"))
+    # Bytes first: a text file would import its codec, from a root that may be another one by now.
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_bytes().decode("ascii"))
     for capability in range(last + 1):
         prctl(Prctl.CAPBSET_DROP, capability)
     call_libc("prctl", _SET_SECUREBITS, _LOCKED_SECUREBITS, 0, 0, 0, label="prctl")
