@@ -76,7 +76,9 @@ def close_all_but(kept: tuple[int, ...]) -> None:
     """Close every descriptor that is not listed."""
     low = 0
     for descriptor in sorted(kept):
-        os.closerange(low, descriptor)
+        # CPython turns the empty range (0, 0) into "all".
+        if low < descriptor:
+            os.closerange(low, descriptor)
         low = descriptor + 1
     os.closerange(low, 2**31 - 1)
 
