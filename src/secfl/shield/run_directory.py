@@ -1,0 +1,101 @@
+"""The run directory: `/run/secfl` of the program, where shield and program exchange public facts by files.
+
+Its content belongs to the program, which may be hostile: everything is opened relative to the directory, without
+following links, as regular files, with bounds. Nothing secret is written here after the start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable
+
+from secfl.crypto import strict_json
+from secfl.errors import EncodingError
+from secfl.protocol.service import Peer, Progress
+
+__all__ = ["RunDirectory"]
+
+_SITE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
+_MAX_PROGRESS = 64 * 1024 * 1024
+_MAX_LINE = 64 * 1024
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class RunDirectory:
+    """The directory by its descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._offset = 0
+
+    def write_peers(self, peers: Iterable[Peer]) -> None:
+        """Replace `peers.json` with the live peers that have an engine key.
+
+        Raises:
+            OSError: the program's memory file system refuses it.
+        """
+        document = {
+            "peers": [
+                {"site": peer.site, "node_key": peer.node_key, "lease_until": peer.lease_until}
+                for peer in peers
+                if peer.node_key
+            ]
+        }
+        self._replace("peers.json", strict_json.encode(document))
+
+    def is_admitted(self, site: str) -> bool:
+        """Tell whether the program has registered this site with its engine."""
+        if not _SITE.match(site):
+            return False
+        try:
+            folder = os.open("admitted", _READ | os.O_DIRECTORY, dir_fd=self._descriptor)
+        except OSError:
+            return False
+        try:
+            return stat.S_ISREG(os.stat(site, dir_fd=folder, follow_symlinks=False).st_mode)
+        except OSError:
+            return False
+        finally:
+            os.close(folder)
+
+    def signature(self, name: str) -> tuple[int, int]:
+        """Tell a file's time of change and size, (0, 0) without one: enough to notice that it changed."""
+        try:
+            state = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+        except OSError:
+            return 0, 0
+        return state.st_mtime_ns, state.st_size
+
+    def new_progress(self) -> list[Progress]:
+        """Read the complete lines that the program has added to `progress` since the last call.
+
+        Raises:
+            EncodingError: `progress.malformed`: a line is no progress message, too long, or the file is too large.
+        """
+        try:
+            descriptor = os.open("progress", _READ, dir_fd=self._descriptor)
+        except OSError:
+            return []
+        with os.fdopen(descriptor, "rb") as file:
+            state = os.fstat(descriptor)
+            if not stat.S_ISREG(state.st_mode) or state.st_size > _MAX_PROGRESS:
+                raise EncodingError("progress.malformed", "the progress file is not a regular file or too large")
+            file.seek(self._offset)
+            data = file.read(_MAX_PROGRESS)
+        end = data.rfind(b"\n") + 1
+        self._offset += end
+        lines = data[:end].splitlines()
+        if any(len(line) > _MAX_LINE for line in lines) or len(data) - end > _MAX_LINE:
+            raise EncodingError("progress.malformed", "a progress line is too long")
+        return [Progress.decode(line) for line in lines]
+
+    def _replace(self, name: str, data: bytes) -> None:
+        temporary = f".{name}.{secrets.token_hex(4)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, 0o644, dir_fd=self._descriptor)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.rename(temporary, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
