@@ -16,8 +16,9 @@ from typing import NoReturn
 
 from secfl.errors import ConfigError, SecflError, StateError
 from secfl.linux import packets
+from secfl.linux.fuse_mount import mount_fuse, open_device
 from secfl.linux.init import Streams, become_init, exit_code
-from secfl.linux.mounts import DEVICES, NewRoot, make_private, mount_fuse, mount_tmpfs
+from secfl.linux.mounts import DEVICES, NewRoot, make_private, mount_tmpfs
 from secfl.linux.namespaces import in_initial_user_namespace
 from secfl.linux.program import ProgramSpec
 from secfl.linux.syscalls import CloneFlags, set_dumpable, setns, unshare
@@ -82,7 +83,9 @@ def _prepare(spec: ProgramSpec, network: int, control: socket.socket) -> NewRoot
     handed = [os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
     for point in spec.mounts:
         target = root.directory(point.path)
-        handed.append(mount_fuse(target, device="/dev/fuse", owner=spec.uid, read_only=point.read_only))
+        handed.append(open_device())
+        # The program is another user only below the machine's own root, whom FUSE could not keep out anyway.
+        mount_fuse(handed[-1], target, read_only=point.read_only, allow_other=spec.uid != os.getuid())
     packets.send(control, {"event": "prepared"}, handed)
     for descriptor in handed:
         # The server's end must not live on here: closing it is how a dead server becomes an error for the program.

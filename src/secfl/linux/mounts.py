@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from secfl.errors import ConfigError
 from secfl.linux.syscalls import MountFlags, UmountFlags, mount, pivot_root, umount
 
-__all__ = ["DEVICES", "PRIVATE", "NewRoot", "make_private", "mount_fuse", "mount_proc", "mount_tmpfs", "require_path"]
+__all__ = ["DEVICES", "PRIVATE", "NewRoot", "make_private", "mount_proc", "mount_tmpfs", "require_path"]
 
 DEVICES = ("full", "null", "random", "urandom", "zero")
 """Device nodes that every program gets."""
@@ -84,29 +84,6 @@ def mount_proc(target: str) -> None:
     mount("proc", target, fstype="proc", flags=_RESTRICTED | MountFlags.NOEXEC)
 
 
-def mount_fuse(target: str, *, device: str, owner: int, read_only: bool) -> int:
-    """Mount a FUSE file system and return the descriptor that its server answers on.
-
-    Only processes of `owner` may enter: without `allow_other` the kernel refuses even root by path.
-
-    Raises:
-        ConfigError: `linux.no_fuse` when the device cannot be opened, or `linux.not_permitted`.
-        StateError: `linux.call_failed`.
-    """
-    try:
-        fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise ConfigError("linux.no_fuse", f"the FUSE device cannot be opened: {error.strerror}") from error
-    flags = _RESTRICTED | (MountFlags.RDONLY if read_only else MountFlags.NONE)
-    options = f"fd={fd},rootmode=40000,user_id={owner},group_id={owner},max_read=1048576,default_permissions"
-    try:
-        mount("secfl", target, fstype="fuse.secfl", flags=flags, options=options)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
 class NewRoot:
     """The new root; call `enter` last."""
 
@@ -124,6 +101,7 @@ class NewRoot:
         Path(self.path).mkdir(0o755)
         mount_tmpfs(self.path, mode=0o755)
         self._own: dict[str, bool] = {"": True}
+        self._covers: list[tuple[str, str]] = []
         self._mirror("")
 
     def directory(self, path: str) -> str:
@@ -162,9 +140,10 @@ class NewRoot:
             return
         if not stat.S_ISREG(kind):
             raise ConfigError("launch.path_occupied", "the path is not a regular file", path=path)
-        staged = f"{self._files}/{len(list(Path(self._files).iterdir()))}"
+        # Bound last: opening up the directory later would hide it.
+        staged = f"{self._files}/{len(self._covers)}"
         _write_new(staged, data, mode, owner)
-        _bind_read_only(staged, self.path + path)
+        self._covers.append((staged, self.path + path))
 
     def tmpfs(self, path: str, *, mode: int, size: int | None = None, owner: int = 0) -> str:
         """Mount a writable tmpfs and return where it is now.
@@ -200,6 +179,8 @@ class NewRoot:
             ConfigError: `linux.not_permitted`.
             StateError: `linux.call_failed`.
         """
+        for staged, target in self._covers:
+            _bind_read_only(staged, target)
         os.chdir(self.path)
         pivot_root(".", ".")
         umount(".", flags=UmountFlags.DETACH)
