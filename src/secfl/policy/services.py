@@ -23,7 +23,7 @@ from secfl.policy.fields import (
     unique,
 )
 
-__all__ = ["AllowRule", "Attestation", "Egress", "Hold", "Ingress", "Network", "Service"]
+__all__ = ["AllowRule", "Attestation", "Egress", "Hold", "Ingress", "Linger", "Network", "Service"]
 
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _URL_PATH = r"/[A-Za-z0-9._~/-]{0,200}"
@@ -127,6 +127,13 @@ class Hold(Closed):
     seconds: Annotated[int, Field(ge=1, le=_MAX_HOLD_SECONDS)]
 
 
+class Linger(Closed):
+    """A path whose answers are delayed a little, so that an engine that polls at fixed steps finds its work done."""
+
+    path: UrlPath
+    milliseconds: Annotated[int, Field(ge=1, le=2000)]
+
+
 class Ingress(Closed):
     """A port on which attested peers reach the program.
 
@@ -137,6 +144,7 @@ class Ingress(Closed):
         allow: what they may ask.
         node_key_header: header that must carry the key which the peer's evidence carries.
         hold: empty answers that are kept back.
+        linger: answers that are delayed.
         tls_server_ca: authority of the program's own certificate, when it speaks TLS.
     """
 
@@ -147,6 +155,7 @@ class Ingress(Closed):
     allow: Annotated[tuple[AllowRule, ...], Field(min_length=1, max_length=64), AfterValidator(unique)]
     node_key_header: HeaderName | None = None
     hold: Annotated[tuple[Hold, ...], Field(max_length=16)] = ()
+    linger: Annotated[tuple[Linger, ...], Field(max_length=16)] = ()
     tls_server_ca: str | None = None
 
 

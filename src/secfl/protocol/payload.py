@@ -10,7 +10,7 @@ from typing import Literal
 from secfl.protocol.message import Base64, Digest, JsonObject, Message, Name, Seconds
 from secfl.protocol.service import Peer
 
-__all__ = ["Egress", "Hold", "Ingress", "InjectedFile", "MountedVolume", "ServicePayload"]
+__all__ = ["Egress", "Hold", "Ingress", "InjectedFile", "Linger", "MountedVolume", "ServicePayload"]
 
 
 class InjectedFile(Message):
@@ -50,6 +50,13 @@ class Hold(Message):
     seconds: Seconds
 
 
+class Linger(Message):
+    """Delay the answer of this path."""
+
+    path: str
+    milliseconds: int
+
+
 class Ingress(Message):
     """A port on which attested peers reach the program."""
 
@@ -60,6 +67,7 @@ class Ingress(Message):
     allow: tuple[str, ...]
     node_key_header: str | None = None
     hold: tuple[Hold, ...]
+    linger: tuple[Linger, ...]
     tls_server_ca: str | None = None
 
 
