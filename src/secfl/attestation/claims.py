@@ -6,7 +6,7 @@ that no code path can appraise claims that nobody verified. A test checks who us
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, final
 
 __all__ = ["VERIFIER_SEAL", "SgxIdentity", "TdxIdentity", "VerifiedEvidence", "VerifierSeal"]
@@ -92,7 +92,7 @@ class VerifiedEvidence:
         identity: the rest, by kind.
     """
 
-    seal: VerifierSeal
+    seal: VerifierSeal = field(repr=False)
     kind: str
     trust_domain: str
     measurement: bytes
@@ -126,8 +126,8 @@ class VerifiedEvidence:
 
     def to_record(self) -> dict[str, Any]:
         """Give the claims as a JSON value, for logs and for people."""
-        record = {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.name != "seal"}
-        identity = {field.name: _plain(getattr(self.identity, field.name)) for field in fields(self.identity)}
+        record = {item.name: _plain(getattr(self, item.name)) for item in fields(self) if item.name != "seal"}
+        identity = {item.name: _plain(getattr(self.identity, item.name)) for item in fields(self.identity)}
         return {**record, "identity": identity}
 
 
