@@ -17,8 +17,8 @@ import yaml
 
 from secfl.crypto import strict_json
 from secfl.errors import ConfigError
-from secfl.federation.flower.launch import AggregatorLaunch, Scalar, TrainerLaunch, environment, gateway_rules
 from secfl.federation.flower.contract import FLOWER_VERSION
+from secfl.federation.flower.launch import AggregatorLaunch, Scalar, TrainerLaunch, environment, gateway_rules
 from secfl.party.home import PartyIdentity, read_file
 
 __all__ = ["HandedOver", "StudyPlan", "assemble", "draft_policy"]
