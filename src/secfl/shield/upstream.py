@@ -1,0 +1,149 @@
+"""The gateway's side towards the program: one request, one answer, and the hold on empty answers.
+
+An engine's client that polls sleeps for seconds after an empty answer. Holding that answer back and asking again hides
+the sleep; the pace slows down while nothing comes and is brisk again as soon as anything moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from socket import socket
+from typing import Any
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from secfl.errors import SecflError, UnavailableError
+from secfl.shield.exchange import STATUS_HEADER, chunks, passing_headers, read_body
+from secfl.shield.identity import pinned_client_context
+from secfl.shield.listener import Limits
+from secfl.shield.rules import Permission
+
+__all__ = ["Answer", "SocketFactory", "Upstream", "client_session", "send"]
+
+SocketFactory = Callable[[Any], socket]
+"""Makes the unconnected socket for an address; gives the shield a socket of the program's network namespace."""
+
+_LARGE = 512 * 1024
+_FASTEST, _SLOWEST, _SLOWDOWN = 0.03, 0.25, 1.25
+"""Seconds between two questions on behalf of one held request, and the growth between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the other end answered; `inner_status` is what a gateway says the program's status was."""
+
+    status: int
+    headers: CIMultiDict[str]
+    body: bytes
+    inner_status: str | None = None
+
+
+def client_session(connector: aiohttp.BaseConnector, limits: Limits) -> aiohttp.ClientSession:
+    """A client that adds nothing of its own: no proxy, cookie, redirect, decompression or default header."""
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        auto_decompress=False,
+        skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=limits.answer_seconds),
+        read_bufsize=1024 * 1024,
+    )
+
+
+async def send(
+    client: aiohttp.ClientSession, method: str, url: URL, *, headers: CIMultiDict[str], body: bytes, limits: Limits
+) -> Answer:
+    """Send one request and read the whole answer.
+
+    Raises:
+        EncodingError: `gateway.body_too_large` or `gateway.too_slow` for the answer.
+        OSError, aiohttp.ClientError: the other end does not answer properly.
+    """
+    headers = CIMultiDict(headers)
+    headers["Content-Length"] = str(len(body))
+    data: Any = chunks(body) if len(body) > _LARGE else body
+    async with client.request(method, url, headers=headers, data=data, allow_redirects=False) as response:
+        # 101 and its kind would leave HTTP, and the rules with it.
+        if response.status < 200:
+            raise aiohttp.ClientPayloadError("an informational answer ends no exchange")
+        content = await read_body(response.content, response.content_length, limits=limits, extra=4096)
+        return Answer(
+            response.status,
+            passing_headers(response.raw_headers),
+            content,
+            inner_status=response.headers.get(STATUS_HEADER),
+        )
+
+
+class Upstream:
+    """The program's server in its private network."""
+
+    def __init__(
+        self, address: str, *, authority: bytes | None, limits: Limits, socket_factory: SocketFactory | None = None
+    ) -> None:
+        """Prepare connections to `address:port`.
+
+        Args:
+            authority: PEM of the program's own CA; None when the policy names none and loopback is plain.
+
+        Raises:
+            ConfigError: `tls.authority`.
+        """
+        context = None if authority is None else pinned_client_context(authority)
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            ssl=context or True,
+            # Shorter than the 5 s after which common servers close: a request must not meet a closing connection.
+            keepalive_timeout=3,
+            use_dns_cache=False,
+            socket_factory=socket_factory,
+        )
+        self._base = f"{'http' if context is None else 'https'}://{address}"
+        self._limits = limits
+        self._client = client_session(connector, limits)
+        self._moved = asyncio.Event()
+
+    async def ask(self, permission: Permission, headers: CIMultiDict[str], body: bytes) -> Answer:
+        """Forward a permitted request, keeping an empty answer back as long as the rule says.
+
+        Raises:
+            UnavailableError: `gateway.upstream_unavailable`.
+            EncodingError: as `send`.
+        """
+        answer = await self._once(permission, headers, body)
+        if permission.hold == 0:
+            return answer
+        loop = asyncio.get_running_loop()
+        until = loop.time() + permission.hold
+        pause = _FASTEST
+        # An empty message of protocol buffers has no bytes: nothing is waiting for this peer.
+        while answer.status == 200 and not answer.body and loop.time() + pause < until:
+            moved = self._moved
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(moved.wait(), pause)
+            pause = _FASTEST if moved.is_set() else min(_SLOWEST, pause * _SLOWDOWN)
+            answer = await self._once(permission, headers, body)
+        if answer.body:
+            # Messages for several peers are made together: wake the others.
+            self._moved.set()
+            self._moved = asyncio.Event()
+        return answer
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+
+    async def _once(self, permission: Permission, headers: CIMultiDict[str], body: bytes) -> Answer:
+        url = URL(self._base + permission.target, encoded=True)
+        try:
+            return await send(self._client, permission.method, url, headers=headers, body=body, limits=self._limits)
+        except SecflError:
+            raise
+        except (OSError, aiohttp.ClientError) as error:
+            raise UnavailableError("gateway.upstream_unavailable", "the program does not answer") from error
