@@ -25,15 +25,19 @@ from secfl.tee.quote import UnverifiedQuote
 __all__ = ["DcapClaims", "verify_quote"]
 
 _SWITCH = {"True": True, "False": False, "Undefined": None}
+_TD_ATTRIBUTES = ("evidence.td_attributes", "the TD's attributes are not acceptable")
 _REASONS = (
-    ("Debug mode is enabled", "evidence.debug", "the workload or the quoting enclave is in debug mode"),
+    ("Debug mode is enabled", "evidence.debug", "the workload is in debug mode"),
     ("No matching TCB level", "evidence.tcb_unknown", "the platform is below every known TCB level"),
     ("Revoked", "evidence.tcb_revoked", "the platform's TCB level is revoked"),
-    ("SEPT_VE_DISABLE", "evidence.td_attributes", "the TD's attributes are not acceptable"),
-    ("TD attributes", "evidence.td_attributes", "the TD's attributes are not acceptable"),
+    ("SEPT_VE_DISABLE", *_TD_ATTRIBUTES),
+    ("TD migration", *_TD_ATTRIBUTES),
+    ("TD profiling", *_TD_ATTRIBUTES),
+    ("TD attributes", *_TD_ATTRIBUTES),
     ("MR service TD", "evidence.service_td", "a service TD is bound, which could read the workload"),
     ("TDX module", "evidence.tdx_module", "the TDX module is unknown"),
-    ("QE", "evidence.quoting_enclave", "the quoting enclave is not the vendor's"),
+    ("QE report validation", "evidence.quoting_enclave", "the quoting enclave is not the vendor's"),
+    ("Fmspc mismatch", "evidence.fmspc_mismatch", "the collateral is for another platform family"),
 )
 """Reasons that the library gives as text, most telling first; every other failure is `evidence.not_authentic`."""
 

@@ -1,8 +1,8 @@
 """The layout of DCAP quotes: SGX version 3, TDX versions 4 and 5.
 
 A quote is read completely: every length must fit, the certificate chain must be in its one spelling, and nothing but
-zero padding may follow. What remains has no byte that could be changed without breaking a signature, so two different
-quotes are two different statements. Nothing read here is authentic yet.
+zero padding may follow, so that no byte is left that nobody signed. An ECDSA signature still has a twin: the identity
+of evidence is the digest of its signed region, never of the quote. Nothing read here is authentic yet.
 """
 
 from __future__ import annotations

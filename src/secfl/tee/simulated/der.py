@@ -41,7 +41,7 @@ def enumerated(value: int) -> bytes:
     return _tagged(0x0A, bytes([value]))
 
 
-def boolean(value: bool) -> bytes:  # noqa: FBT001
+def boolean(*, value: bool) -> bytes:
     """BOOLEAN."""
     return _tagged(0x01, b"\xff" if value else b"\x00")
 

@@ -134,9 +134,9 @@ def _sgx_extension(platform_id: bytes, profile: MachineProfile) -> x509.Unrecogn
     components = [entry(f"2.{index}", integer(svn)) for index, svn in enumerate(profile.cpu_svn, start=1)]
     tcb = sequence(*components, entry("2.17", integer(profile.pce_svn)), entry("2.18", octets(profile.cpu_svn)))
     configuration = sequence(
-        entry("7.1", boolean(False)),
-        entry("7.2", boolean(False)),
-        entry("7.3", boolean(profile.smt)),
+        entry("7.1", boolean(value=False)),
+        entry("7.2", boolean(value=False)),
+        entry("7.3", boolean(value=profile.smt)),
     )
     value = sequence(
         entry("1", octets(platform_id)),
