@@ -19,7 +19,6 @@ __all__ = [
     "REQUIRED_ENVIRONMENT",
     "AggregatorLaunch",
     "GatewayRules",
-    "PathRule",
     "TrainerLaunch",
     "assignments",
     "check_environment",
@@ -211,57 +210,42 @@ def superlink_arguments(launch: AggregatorLaunch, secret_file: PurePosixPath) ->
 
 
 @dataclass(frozen=True, slots=True)
-class PathRule:
-    """What a trainer may send, and how its answer may be timed.
-
-    Attributes:
-        method: HTTP method.
-        path: exact path, without a query.
-        hold_empty: hold the answer while its body is empty: Flower sleeps 3 s after an empty pull.
-        linger_seconds: delay the answer this long: Flower then sleeps 0.5 s unless the reply is ready by now.
-    """
-
-    method: str
-    path: str
-    hold_empty: bool = False
-    linger_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class GatewayRules:
-    """Everything that the gateway must know about this engine.
+    """Everything that the gateway must know about this engine, in the terms of a policy's ingress.
 
     Attributes:
         key_header: request header that carries the node key; each request must carry the caller's own.
-        paths: all that a trainer may call; anything else is refused.
-        hold_seconds: give an empty answer back after this time; Flower's own request timeout is 30 s.
-        repeat_seconds: repeat a held request this often even without a signal.
-        pending_file: below the run directory; when it changes, repeat held requests at once.
+        allow: all that a trainer may send, as `METHOD /path`; anything else is refused.
+        hold_seconds: path to the time for which an empty answer is held: Flower sleeps 3 s after an empty pull, and
+            gives a request up after 30 s.
+        linger_milliseconds: path to the delay of every answer: Flower then sleeps 0.5 s unless the reply is ready.
+        pending_file: below the run directory; it changes when messages for the nodes are complete. A held pull must be
+            repeated then, and only rarely otherwise: a message that is fetched before its objects were stored makes
+            Flower back off for a second.
+        repeat_seconds: repeat a held pull this often without a change of that file.
     """
 
     key_header: str
-    paths: tuple[PathRule, ...]
-    hold_seconds: float
-    repeat_seconds: float
+    allow: tuple[str, ...]
+    hold_seconds: Mapping[str, int]
+    linger_milliseconds: Mapping[str, int]
     pending_file: str
+    repeat_seconds: int
 
 
 def gateway_rules() -> GatewayRules:
     """Return the rules for trainers: the Fleet API without registration, which only the supervisor may do."""
-    plain = (
-        "activate-node", "deactivate-node", "get-fab", "get-run", "pull-object", "push-messages", "push-object",
-        "send-node-heartbeat",
+    names = (
+        "activate-node", "confirm-message-received", "deactivate-node", "get-fab", "get-run", "pull-messages",
+        "pull-object", "push-messages", "push-object", "send-node-heartbeat",
     )  # fmt: skip
     return GatewayRules(
         key_header=NODE_KEY_HEADER,
-        paths=(
-            *(PathRule("POST", f"/v1/fleet/{name}") for name in plain),
-            PathRule("POST", "/v1/fleet/pull-messages", hold_empty=True),
-            PathRule("POST", "/v1/fleet/confirm-message-received", linger_seconds=0.15),
-        ),
-        hold_seconds=20.0,
-        repeat_seconds=2.0,
+        allow=tuple(f"POST /v1/fleet/{name}" for name in names),
+        hold_seconds={"/v1/fleet/pull-messages": 20},
+        linger_milliseconds={"/v1/fleet/confirm-message-received": 120},
         pending_file="pending",
+        repeat_seconds=2,
     )
 
 

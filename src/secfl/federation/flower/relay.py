@@ -13,7 +13,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from secfl.federation.flower.launch import HOST, GatewayRules, PathRule
+from secfl.federation.flower.launch import HOST, GatewayRules
 
 __all__ = ["Relay", "RelayFiles"]
 
@@ -62,9 +62,7 @@ class Relay:
     """Forwards connections from SuperNodes to one SuperLink."""
 
     def __init__(self, rules: GatewayRules, files: RelayFiles, superlink_port: int) -> None:
-        self._rules: dict[str, PathRule] = {rule.path: rule for rule in rules.paths}
-        self._hold = rules.hold_seconds
-        self._repeat = rules.repeat_seconds
+        self._rules = rules
         self._files = files
         self._port = superlink_port
         self._changed = asyncio.Event()
@@ -111,20 +109,19 @@ class Relay:
             writer.close()
 
     async def _forward(self, request: _Exchange, reader: asyncio.StreamReader, upstream: _Upstream) -> _Exchange:
-        rule = self._rules.get(request.path)
+        hold = self._rules.hold_seconds.get(request.path, 0)
+        linger = self._rules.linger_milliseconds.get(request.path, 0)
         changed = self._changed  # taken before asking, so that no signal falls between
         answer = await upstream.ask(request)
-        if rule is None:
-            return answer
-        if rule.linger_seconds:
-            await asyncio.sleep(rule.linger_seconds)
-        deadline = asyncio.get_running_loop().time() + self._hold
-        while rule.hold_empty and not answer.body and answer.head.startswith(b"HTTP/1.1 200"):
+        if linger:
+            await asyncio.sleep(linger / 1000)
+        deadline = asyncio.get_running_loop().time() + hold
+        while hold and not answer.body and answer.head.startswith(b"HTTP/1.1 200"):
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0 or reader.at_eof():  # a message must not be fetched for a client that is gone
                 break
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), min(self._repeat, left))
+                await asyncio.wait_for(changed.wait(), min(self._rules.repeat_seconds, left))
             changed = self._changed
             answer = await upstream.ask(request)
         return answer
