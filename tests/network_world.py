@@ -241,7 +241,7 @@ async def world(**changes: Any) -> AsyncIterator[World]:
             study_ca=study.ca_pem,
             authenticate=attested_peers(study.ca.certificate, study=STUDY, usage=Usage.CLIENT),
             peers=PeerRules(frozenset({"trainer-cleveland"}), POLICY),
-            rules=Rules.parse(["POST /v1/fleet/*", "GET /health"], {"/v1/fleet/pull-messages": 2}),
+            rules=Rules.parse(["POST /v1/fleet/*", "GET /health"], hold={"/v1/fleet/pull-messages": 2}),
             node_key_header=HEADER,
             upstream=address_of(upstream.sockets[0]),
             is_admitted=lambda _: True,

@@ -28,7 +28,7 @@ from secfl.shield.control import Control, serve_until_closed
 from secfl.shield.exchange import passing_headers, read_body, refusal, require_plain_request
 from secfl.shield.identity import Identity, plain_server_context
 from secfl.shield.listener import Connection, Listener
-from secfl.shield.rules import METHODS, split_target
+from secfl.shield.rules import METHODS, require_plain_target
 from secfl.shield.upstream import Answer, SocketFactory
 
 __all__ = ["Sidecar", "SidecarSetup", "run_sidecar"]
@@ -112,7 +112,7 @@ class Sidecar:
         require_plain_request(request)
         if request.method not in METHODS:
             raise EncodingError("gateway.method_unknown", "this method is not forwarded", actual=request.method[:20])
-        split_target(request.raw_path)
+        require_plain_target(request.raw_path)
         headers = passing_headers(request.raw_headers)
         body = await read_body(request.content, request.content_length, limits=self._limits)
         answer = await self._exchange(request.method, request.raw_path, headers, body)

@@ -1,4 +1,4 @@
-"""The gateway's side towards the program: one request, one answer, and the hold on empty answers.
+"""The gateway's side towards the program: one request, one answer, and how long it waits.
 
 An engine's client that polls sleeps for seconds after an empty answer. Holding that answer back and asking again hides
 the sleep; the pace slows down while nothing comes and is brisk again as soon as anything moves.
@@ -110,13 +110,16 @@ class Upstream:
         self._moved = asyncio.Event()
 
     async def ask(self, permission: Permission, headers: CIMultiDict[str], body: bytes) -> Answer:
-        """Forward a permitted request, keeping an empty answer back as long as the rule says.
+        """Forward a permitted request, letting the answer wait as the rule says.
 
         Raises:
             UnavailableError: `gateway.upstream_unavailable`.
             EncodingError: as `send`.
         """
         answer = await self._once(permission, headers, body)
+        if permission.linger:
+            # A client that asks at fixed steps then finds the consequence of its request at the first step.
+            await asyncio.sleep(permission.linger / 1000)
         if permission.hold == 0:
             return answer
         loop = asyncio.get_running_loop()
