@@ -7,7 +7,6 @@ gate start PID 1 and the program. Needs CAP_SYS_ADMIN in the own user namespace,
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
@@ -27,7 +26,6 @@ __all__ = ["RunningProgram", "ServeVolume", "launch_program"]
 ServeVolume = Callable[[int], None]
 """Starts the server of one volume on the FUSE descriptor that it then owns, and returns."""
 _LAUNCH_SECONDS = 30.0
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class RunningProgram:
@@ -130,7 +128,7 @@ def launch_program(
         raise ConfigError("launch.servers_mismatch", "every volume needs exactly one server")
     ours, theirs = packets.pair()
     ours.settimeout(_LAUNCH_SECONDS)
-    memory = _sealed_memory("secfl-program", spec.encode())
+    memory = packets.sealed_memory("secfl-program", spec.encode())
     # Copies: the caller's own numbers may be 1 and 2, which the gate itself does not get.
     streams = (os.dup(stdout), os.dup(stderr))
     passed = (theirs.fileno(), memory, network.fileno(), *streams)
@@ -187,14 +185,6 @@ def _expect(control: socket.socket, event: str, *, descriptors: int = 0) -> pack
     if packet.message["event"] != event or len(packet.descriptors) != descriptors:
         raise StateError("launch.gate_gone", "the launching process gave an unexpected answer")
     return packet
-
-
-def _sealed_memory(name: str, data: bytes) -> int:
-    memory = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with os.fdopen(os.dup(memory), "wb") as stream:
-        stream.write(data)
-    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
-    return memory
 
 
 def _code(code: int) -> int:

@@ -7,6 +7,7 @@ descriptors than expected, or is not canonical is an error, and whatever descrip
 from __future__ import annotations
 
 import array
+import fcntl
 import os
 import socket
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from secfl.crypto import strict_json
 from secfl.errors import EncodingError, UnavailableError
 
-__all__ = ["MAX_PACKET", "Packet", "pair", "receive", "send"]
+__all__ = ["MAX_PACKET", "Packet", "pair", "receive", "sealed_memory", "send"]
 
 MAX_PACKET = 128 * 1024
 """Largest packet, in bytes: a quote with its certificates needs 10 KiB."""
 MAX_DESCRIPTORS = 64
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,16 @@ def receive(end: socket.socket, *, descriptors: int = 0) -> Packet | None:
         for descriptor in received:
             os.close(descriptor)
         raise
+
+
+def sealed_memory(name: str, data: bytes) -> int:
+    """Return a memory file with this content that nobody can change, positioned at its start; for larger messages."""
+    memory = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with os.fdopen(os.dup(memory), "wb") as stream:
+        stream.write(data)
+    os.lseek(memory, 0, os.SEEK_SET)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+    return memory
 
 
 def _decode(data: bytes, *, too_much: bool) -> dict[str, strict_json.JsonValue]:
