@@ -44,7 +44,7 @@ from secfl.shield.identity import (
 from secfl.shield.listener import Connection, Limits, Listener
 from secfl.shield.rules import Rules
 from secfl.shield.sessions import Sessions, session_headers
-from secfl.shield.upstream import SocketFactory, Upstream
+from secfl.shield.upstream import Pending, SocketFactory, Upstream
 
 __all__ = ["Gateway", "GatewaySetup", "run_gateway"]
 
@@ -67,6 +67,7 @@ class GatewaySetup:
         upstream: `address:port` of the program.
         upstream_ca: PEM of the program's own CA; None for plain loopback.
         is_admitted: whether the program knows this site by now.
+        pending: the program's signal that something waits for its peers; None when it gives none.
         admission_seconds: how long a peer's request waits for that.
         limits: what a peer may cost.
         clock: Unix time.
@@ -82,6 +83,7 @@ class GatewaySetup:
     upstream: str
     upstream_ca: bytes | None = None
     is_admitted: Callable[[str], bool]
+    pending: Pending | None = None
     admission_seconds: float = 25
     limits: Limits = field(default_factory=Limits)
     clock: Callable[[], float] = time.time
@@ -113,7 +115,11 @@ class Gateway:
         self._leases: dict[tuple[str, str], int] = {}
         self._revoked: frozenset[tuple[str, str]] = frozenset()
         self._upstream = Upstream(
-            setup.upstream, authority=setup.upstream_ca, limits=setup.limits, socket_factory=socket_factory
+            setup.upstream,
+            authority=setup.upstream_ca,
+            limits=setup.limits,
+            socket_factory=socket_factory,
+            pending=setup.pending,
         )
         context = server_context(setup.identity, setup.study_ca)
         leaf = setup.identity.leaf_hash

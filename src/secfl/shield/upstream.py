@@ -23,7 +23,7 @@ from secfl.shield.identity import pinned_client_context
 from secfl.shield.listener import Limits
 from secfl.shield.rules import Permission
 
-__all__ = ["Answer", "SocketFactory", "Upstream", "client_session", "send"]
+__all__ = ["Answer", "Pending", "SocketFactory", "Upstream", "client_session", "send"]
 
 SocketFactory = Callable[[Any], socket]
 """Makes the unconnected socket for an address; gives the shield a socket of the program's network namespace."""
@@ -31,6 +31,10 @@ SocketFactory = Callable[[Any], socket]
 _LARGE = 512 * 1024
 _FASTEST, _SLOWEST, _SLOWDOWN = 0.03, 0.25, 1.25
 """Seconds between two questions on behalf of one held request, and the growth between them."""
+_WATCH_SECONDS, _REPEAT_SECONDS = 0.01, 2.0
+"""A program's own signal is looked at this often; without a change the question is repeated this often."""
+Pending = Callable[[], object]
+"""Gives a value that changes when the program has something for its peers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +89,19 @@ class Upstream:
     """The program's server in its private network."""
 
     def __init__(
-        self, address: str, *, authority: bytes | None, limits: Limits, socket_factory: SocketFactory | None = None
+        self,
+        address: str,
+        *,
+        authority: bytes | None,
+        limits: Limits,
+        socket_factory: SocketFactory | None = None,
+        pending: Pending | None = None,
     ) -> None:
         """Prepare connections to `address:port`.
 
         Args:
             authority: PEM of the program's own CA; None when the policy names none and loopback is plain.
+            pending: the program's own signal that something waits; None when it gives none.
 
         Raises:
             ConfigError: `tls.authority`.
@@ -108,6 +119,7 @@ class Upstream:
         self._limits = limits
         self._client = client_session(connector, limits)
         self._moved = asyncio.Event()
+        self._pending = pending
 
     async def ask(self, permission: Permission, headers: CIMultiDict[str], body: bytes) -> Answer:
         """Forward a permitted request, letting the answer wait as the rule says.
@@ -116,6 +128,7 @@ class Upstream:
             UnavailableError: `gateway.upstream_unavailable`.
             EncodingError: as `send`.
         """
+        seen = None if self._pending is None else self._pending()
         answer = await self._once(permission, headers, body)
         if permission.linger:
             # A client that asks at fixed steps then finds the consequence of its request at the first step.
@@ -127,16 +140,22 @@ class Upstream:
         pause = _FASTEST
         # An empty message of protocol buffers has no bytes: nothing is waiting for this peer.
         while answer.status == 200 and not answer.body and loop.time() + pause < until:
-            moved = self._moved
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(moved.wait(), pause)
-            pause = _FASTEST if moved.is_set() else min(_SLOWEST, pause * _SLOWDOWN)
+            if self._pending is None:
+                pause = await self._paused(pause)
+            else:
+                seen = await _changed(self._pending, seen)
             answer = await self._once(permission, headers, body)
         if answer.body:
             # Messages for several peers are made together: wake the others.
             self._moved.set()
             self._moved = asyncio.Event()
         return answer
+
+    async def _paused(self, pause: float) -> float:
+        moved = self._moved
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(moved.wait(), pause)
+        return _FASTEST if moved.is_set() else min(_SLOWEST, pause * _SLOWDOWN)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -150,3 +169,12 @@ class Upstream:
             raise
         except (OSError, aiohttp.ClientError) as error:
             raise UnavailableError("gateway.upstream_unavailable", "the program does not answer") from error
+
+
+async def _changed(pending: Pending, seen: object) -> object:
+    for _ in range(round(_REPEAT_SECONDS / _WATCH_SECONDS)):
+        present = pending()
+        if present != seen:
+            return present
+        await asyncio.sleep(_WATCH_SECONDS)
+    return seen
