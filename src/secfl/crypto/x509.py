@@ -24,6 +24,7 @@ from secfl.errors import EncodingError, FreshnessError, VerificationError
 
 __all__ = [
     "MAX_CERTIFICATE_BYTES",
+    "PARSE_ERRORS",
     "Authority",
     "LeafProfile",
     "Usage",
@@ -34,11 +35,25 @@ __all__ = [
     "issue_leaf",
     "make_ca",
     "to_pem",
+    "touch",
     "unverified_public_key",
 ]
 
 MAX_CERTIFICATE_BYTES = 64 * 1024
 """Largest certificate, in bytes: a leaf that carries an attestation result needs about 6 KiB."""
+PARSE_ERRORS = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    UnsupportedAlgorithm,
+    x509.AttributeNotFound,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises for malformed certificates and lists; several do not derive from ValueError, and some
+only appear when a member is read, so `touch` reads them all at once."""
 _KNOWN_CRITICAL = frozenset(
     {
         ExtensionOID.BASIC_CONSTRAINTS,
@@ -136,12 +151,25 @@ def from_pem(pem: bytes) -> bytes:
     if len(pem) > 2 * MAX_CERTIFICATE_BYTES:
         raise EncodingError("certificate.malformed", "the certificate file is too large")
     try:
-        certificates = x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+        certificates = [touch(certificate) for certificate in x509.load_pem_x509_certificates(pem)]
+    except PARSE_ERRORS as error:
         raise EncodingError("certificate.malformed", "not a PEM certificate") from error
     if len(certificates) != 1:
         raise EncodingError("certificate.malformed", "expected exactly one certificate", actual=len(certificates))
     return certificates[0].public_bytes(Encoding.DER)
+
+
+def touch(certificate: x509.Certificate) -> x509.Certificate:
+    """Read every member of a certificate that is parsed lazily, so that malformed ones show now.
+
+    Raises:
+        Exception: one of `PARSE_ERRORS`.
+    """
+    members = ("version", "serial_number", "subject", "issuer", "not_valid_before_utc", "not_valid_after_utc")
+    for member in (*members, "signature_hash_algorithm", "extensions"):
+        getattr(certificate, member)
+    certificate.public_key()
+    return certificate
 
 
 def unverified_public_key(der: bytes) -> PublicKey:
@@ -241,7 +269,7 @@ def _check_issuer(issuer: x509.Certificate, subject: x509.Certificate) -> None:
     try:
         constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
+    except PARSE_ERRORS as error:
         raise VerificationError("certificate.issuer", "the pinned authority is not a CA") from error
     if not constraints.ca or not usage.key_cert_sign:
         raise VerificationError("certificate.issuer", "the pinned authority is not a CA")
@@ -250,7 +278,7 @@ def _check_issuer(issuer: x509.Certificate, subject: x509.Certificate) -> None:
             raise VerificationError("certificate.form", "only ECDSA with SHA-256 signatures are accepted")
     try:
         subject.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+    except (InvalidSignature, *PARSE_ERRORS):
         raise VerificationError("certificate.issuer", "not issued by the pinned authority") from None
 
 
@@ -268,7 +296,7 @@ def _check_form(subject: x509.Certificate, usage: Usage) -> x509.Extensions:
         constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
         key_usage = extensions.get_extension_for_class(x509.KeyUsage).value
         extended = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
+    except PARSE_ERRORS as error:
         raise VerificationError("certificate.form", "a required extension is missing or unreadable") from error
     if constraints.ca or key_usage.key_cert_sign or not key_usage.digital_signature:
         raise VerificationError("certificate.form", "not a leaf certificate")
@@ -282,7 +310,7 @@ def _check_form(subject: x509.Certificate, usage: Usage) -> x509.Extensions:
 def _names(extensions: x509.Extensions) -> tuple[tuple[str, ...], tuple[str, ...]]:
     try:
         names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError) as error:
+    except PARSE_ERRORS as error:
         raise VerificationError("certificate.form", "no alternative name") from error
     dns = tuple(names.get_values_for_type(x509.DNSName))
     ips = tuple(str(address) for address in names.get_values_for_type(x509.IPAddress))
@@ -293,9 +321,9 @@ def _load(der: bytes) -> x509.Certificate:
     if len(der) > MAX_CERTIFICATE_BYTES:
         raise EncodingError("certificate.malformed", "the certificate is too large")
     try:
-        certificate = x509.load_der_x509_certificate(der)
+        certificate = touch(x509.load_der_x509_certificate(der))
         PublicKey(_spki(certificate))
-    except (ValueError, UnsupportedAlgorithm, EncodingError) as error:
+    except (*PARSE_ERRORS, EncodingError) as error:
         raise EncodingError("certificate.malformed", "not a DER certificate of a supported key") from error
     return certificate
 

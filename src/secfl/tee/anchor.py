@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from secfl.crypto.x509 import PARSE_ERRORS
 from secfl.errors import VerificationError
 
 __all__ = [
@@ -102,7 +103,7 @@ def simulated_anchor(root_der: bytes) -> TrustAnchor:
 def _organization(root_der: bytes) -> str | None:
     try:
         subject = x509.load_der_x509_certificate(root_der).subject
-    except ValueError:
+    except PARSE_ERRORS:
         return None
     values = [attribute.value for attribute in subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
     return values[0] if len(values) == 1 and isinstance(values[0], str) else None

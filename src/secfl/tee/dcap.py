@@ -26,6 +26,7 @@ __all__ = ["DcapClaims", "verify_quote"]
 
 _SWITCH = {"True": True, "False": False, "Undefined": None}
 _TD_ATTRIBUTES = ("evidence.td_attributes", "the TD's attributes are not acceptable")
+_FOREIGN_QE = ("evidence.quoting_enclave", "the quoting enclave is not the vendor's")
 _REASONS = (
     ("Debug mode is enabled", "evidence.debug", "the workload is in debug mode"),
     ("No matching TCB level", "evidence.tcb_unknown", "the platform is below every known TCB level"),
@@ -36,7 +37,11 @@ _REASONS = (
     ("TD attributes", *_TD_ATTRIBUTES),
     ("MR service TD", "evidence.service_td", "a service TD is bound, which could read the workload"),
     ("TDX module", "evidence.tdx_module", "the TDX module is unknown"),
-    ("QE report validation", "evidence.quoting_enclave", "the quoting enclave is not the vendor's"),
+    ("QE report validation", *_FOREIGN_QE),
+    ("QE MRSIGNER", *_FOREIGN_QE),
+    ("QE ISV", *_FOREIGN_QE),
+    ("QE ATTRIBUTES", *_FOREIGN_QE),
+    ("QE MISCSELECT", *_FOREIGN_QE),
     ("Fmspc mismatch", "evidence.fmspc_mismatch", "the collateral is for another platform family"),
 )
 """Reasons that the library gives as text, most telling first; every other failure is `evidence.not_authentic`."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from secfl.crypto import strict_json
 from secfl.crypto.encoding import from_hex
+from secfl.crypto.x509 import PARSE_ERRORS, touch
 from secfl.errors import EncodingError, FreshnessError, VerificationError
 from secfl.tee.anchor import TrustAnchor
 from secfl.tee.collateral import Collateral
@@ -75,8 +76,8 @@ class PemChain:
             EncodingError: `chain.malformed`.
         """
         try:
-            certificates = tuple(x509.load_pem_x509_certificates(text))
-        except ValueError as error:
+            certificates = tuple(touch(certificate) for certificate in x509.load_pem_x509_certificates(text))
+        except PARSE_ERRORS as error:
             raise EncodingError("chain.malformed", "not a PEM certificate chain") from error
         canonical = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
         if len(certificates) != length or text.rstrip(b"\n") != canonical.rstrip(b"\n"):
@@ -156,7 +157,7 @@ def _signer(chain: str, anchor: TrustAnchor, roles: tuple[str, ...], dates: _Dat
     try:
         signer.verify_directly_issued_by(root)
         is_ca = signer.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound):
+    except (InvalidSignature, *PARSE_ERRORS):
         raise VerificationError("collateral.signature", "a collateral signer is not issued by the root") from None
     expected = [f"{anchor.vendor} {role}" for role in roles]
     if common_name(signer) not in expected or is_ca != (roles == PCK_CA_ROLES):
@@ -173,11 +174,12 @@ def _revoked(der: bytes, issuer: x509.Certificate, dates: _Dates) -> frozenset[i
         crl = x509.load_der_x509_crl(der)
         authentic = crl.issuer == issuer.subject and crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
         serials = frozenset(entry.serial_number for entry in crl)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        start, end = crl.last_update_utc, crl.next_update_utc
+    except PARSE_ERRORS as error:
         raise VerificationError("collateral.crl", "a revocation list is unreadable") from error
     if not authentic:
         raise VerificationError("collateral.crl", "a revocation list is not signed by its issuer")
-    dates.check(crl.last_update_utc, crl.next_update_utc, "a revocation list")
+    dates.check(start, end, "a revocation list")
     return serials
 
 
