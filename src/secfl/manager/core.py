@@ -113,10 +113,8 @@ class Manager:
         except SecflError as error:
             return self._refused(refusal_of(attempt, error, None), error, context)
 
-    def finish(
-        self, attempt: Attempt, verified: VerifiedEvidence | SecflError, *, now: int, random: Random
-    ) -> Outcome:
-        """Conclude an attestation with what the verifier found."""
+    def finish(self, attempt: Attempt, verified: VerifiedEvidence | SecflError, *, now: int, random: Random) -> Outcome:
+        """Conclude an attestation with what the verifier found, or why it found nothing."""
         context = Context(self.state, self._moment(now), random, self.settings)
         found = verified if isinstance(verified, VerifiedEvidence) else None
         try:
@@ -135,7 +133,7 @@ class Manager:
         try:
             signed = verify_envelope(body, purpose=route.purpose, keys=self.state.known_keys().values())
             context = replace(context, caller=signed.signer, envelope=body)
-            message = operation.message.decode(signed.payload, max_bytes=route.limit)
+            message = operation.read(signed.payload, route.limit)
             self._require_deployment(getattr(message, "deployment_id", ""))
             nonce = getattr(message, "nonce", None)
             if nonce is not None:
@@ -158,7 +156,7 @@ class Manager:
         context = replace(context, caller=signed.signer, lease=self.state.leases_by_key[signed.signer.key_id])
         try:
             self._require_fresh_call(call, route, signed)
-            message = operation.message.decode(strict_json.encode(call.body), max_bytes=route.limit)
+            message = operation.read(strict_json.encode(call.body), route.limit)
             step = operation.decide(context, message)
         except EncodingError:
             raise
@@ -215,5 +213,3 @@ def _stated_key(envelope: bytes) -> str:
         return str(document["signatures"][0]["keyid"])[:64]
     except (EncodingError, KeyError, IndexError, TypeError):
         return ""
-
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from secfl.crypto.encoding import from_base64url
+from secfl.crypto.encoding import from_base64url, from_hex
 from secfl.crypto.signing import PublicKey, SigningKey
 from secfl.crypto.x509 import Authority
 from secfl.errors import EncodingError
@@ -24,10 +24,12 @@ from secfl.manager.records import (
     PolicyHistory,
     Release,
     Study,
-    Version,
 )
 from secfl.manager.state import State
-from secfl.policy.decode import decode as decode_policy
+from secfl.policy.board import Ballot, Motion, Outcome
+from secfl.policy.grants import Grant
+from secfl.policy.secret_values import SecretValues
+from secfl.policy.version import PolicyVersion
 
 __all__ = ["apply"]
 
@@ -57,15 +59,21 @@ def _nothing(state: State, entry: Entry) -> None:
 
 def _proposed(state: State, entry: Entry) -> None:
     public = entry.event.public
-    data = from_base64url(public["policy"])
-    state.policies.setdefault(public["name"], PolicyHistory()).proposals[public["proposal"]] = OpenProposal(
+    history = state.policies.setdefault(public["name"], PolicyHistory())
+    proposed = PolicyVersion.read(from_base64url(public["policy"]))
+    predecessor = public["predecessor"]
+    motion = Motion(
+        deployment_id=state.identity.deployment_id,
         proposal=public["proposal"],
-        policy_hash=public["policy_hash"],
-        policy=decode_policy(data),
-        data=data,
-        predecessor=public["predecessor"],
-        expires=public["expires"],
-        envelope=from_base64url(public["envelope"]),
+        name=public["name"],
+        policy_hash=proposed.hash,
+        predecessor=None if predecessor is None else from_hex(predecessor, size=32),
+    )
+    for lapsed in [key for key, open_one in history.proposals.items() if open_one.expires < entry.time]:
+        del history.proposals[lapsed]
+    history.seen.add(motion.proposal)
+    history.proposals[motion.proposal] = OpenProposal(
+        motion=motion, proposed=proposed, expires=public["expires"], envelope=from_base64url(public["envelope"])
     )
 
 
@@ -73,14 +81,15 @@ def _voted(state: State, entry: Entry) -> None:
     public = entry.event.public
     history = state.policies[public["name"]]
     proposal = history.proposals[public["proposal"]]
-    proposal.votes[public["key"]] = (public["approve"], from_base64url(public["envelope"]))
-    if public["outcome"] == "rejected":
-        del history.proposals[proposal.proposal]
-    if public["outcome"] == "activated":
+    signer = PublicKey(from_base64url(public["key"]))
+    proposal.ballots.append(Ballot(proposal.motion, public["approve"], signer))
+    proposal.votes.append(from_base64url(public["envelope"]))
+    if public["outcome"] == Outcome.REJECTED.value:
+        del history.proposals[proposal.motion.proposal]
+    if public["outcome"] == Outcome.ACCEPTED.value:
         # PB-10: whatever else was proposed named this predecessor, which is no longer in force.
         history.proposals.clear()
-        number = len(history.versions) + 1
-        history.versions.append(Version(number, proposal.policy_hash, proposal.policy, proposal.data))
+        history.versions.append(proposal.proposed)
         _activate(state, public["name"], entry)
 
 
@@ -88,11 +97,12 @@ def _activate(state: State, name: str, entry: Entry) -> None:
     secret = entry.event.secret
     key = SigningKey.from_pem(secret["authority_key"].encode())
     authority = Authority(key, from_base64url(entry.event.public["authority"]))
+    secrets = SecretValues.decode(from_base64url(secret["secrets"]))
     study = state.studies.get(name)
     if study is None:
-        state.studies[name] = study = Study(authority, secret["secrets"])
+        state.studies[name] = study = Study(authority, secrets)
     study.platforms.clear()
-    study.authority, study.secrets, study.version = authority, secret["secrets"], entry.row.sequence
+    study.authority, study.secrets, study.version = authority, secrets, entry.row.sequence
     for volume, text in secret["heads"].items():
         study.heads[volume] = Head(from_base64url(text))
 
@@ -104,16 +114,11 @@ def _deposited(state: State, entry: Entry) -> None:
 
 def _granted(state: State, entry: Entry) -> None:
     public = entry.event.public
-    state.grants[public["grant"]] = Granted(
-        grant=public["grant"],
-        party=public["party"],
-        owner_policy=public["owner_policy"],
-        volume=public["volume"],
-        root=public["root"],
-        study_hash=public["study_hash"],
-        expires=public["expires"],
-        envelope=from_base64url(public["envelope"]),
-    )
+    grant = Grant.decode(from_base64url(public["document"]))
+    signer = PublicKey(from_base64url(public["key"]))
+    granted = state.grants.setdefault(public["grant"], Granted(grant))
+    granted.envelopes[signer.key_id] = from_base64url(public["envelope"])
+    granted.signers[signer.key_id] = signer
 
 
 def _revoked(state: State, entry: Entry) -> None:
@@ -123,6 +128,9 @@ def _revoked(state: State, entry: Entry) -> None:
 def _attested(state: State, entry: Entry) -> None:
     public = entry.event.public
     study = state.studies[public["study"]]
+    renewed = entry.event.secret.get("secrets")
+    if renewed is not None:
+        study.secrets = SecretValues.decode(from_base64url(renewed))
     lease = Lease(
         lease_id=public["lease_id"],
         study=public["study"],

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from secfl.crypto import strict_json
 from secfl.crypto.signing import PublicKey
 from secfl.crypto.x509 import Authority
-from secfl.policy.model import Policy
+from secfl.policy.board import Ballot, Lineage, Motion
+from secfl.policy.grants import Grant
+from secfl.policy.secret_values import SecretValues
+from secfl.policy.version import PolicyVersion
 
 __all__ = [
     "MAX_REFUSALS",
@@ -24,21 +27,10 @@ __all__ = [
     "PolicyHistory",
     "Release",
     "Study",
-    "Version",
 ]
 
 MAX_REFUSALS = 64
 """Refused attestations that a study's status shows; all of them are in the log."""
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A policy in force, or that was."""
-
-    number: int
-    policy_hash: str
-    policy: Policy
-    data: bytes
 
 
 @dataclass(slots=True)
@@ -47,30 +39,39 @@ class OpenProposal:
 
     Attributes:
         envelope: the proposal as signed.
-        votes: key id to (approve, envelope).
+        ballots: the votes cast, in order.
+        votes: their envelopes.
     """
 
-    proposal: str
-    policy_hash: str
-    policy: Policy
-    data: bytes
-    predecessor: str | None
+    motion: Motion
+    proposed: PolicyVersion
     expires: int
     envelope: bytes
-    votes: dict[str, tuple[bool, bytes]] = field(default_factory=dict)
+    ballots: list[Ballot] = field(default_factory=list)
+    votes: list[bytes] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class PolicyHistory:
-    """All versions of one name, and its open proposals."""
+    """All versions of one name, and its open proposals.
 
-    versions: list[Version] = field(default_factory=list)
+    Attributes:
+        seen: ids of all proposals ever made, so that a closed one is not opened again.
+    """
+
+    versions: list[PolicyVersion] = field(default_factory=list)
     proposals: dict[str, OpenProposal] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
 
     @property
-    def current(self) -> Version | None:
+    def current(self) -> PolicyVersion | None:
         """The version in force."""
         return self.versions[-1] if self.versions else None
+
+    @property
+    def lineage(self) -> Lineage:
+        """The versions as the board's rules need them."""
+        return Lineage(self.current, frozenset(version.hash for version in self.versions[:-1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +82,18 @@ class Deposited:
     key: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Granted:
-    """A grant as signed by the owner."""
+    """A grant, and who has signed it so far.
 
-    grant: str
-    party: str
-    owner_policy: str
-    volume: str
-    root: str
-    study_hash: str
-    expires: int
-    envelope: bytes
+    Attributes:
+        envelopes: by key id of the signer.
+        signers: the keys.
+    """
+
+    grant: Grant
+    envelopes: dict[str, bytes] = field(default_factory=dict)
+    signers: dict[str, PublicKey] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -167,7 +168,7 @@ class Study:
 
     Attributes:
         authority: the study's own CA.
-        secrets: generated secrets, in the form of `secfl.policy.secrets`.
+        secrets: generated secrets.
         heads: writable volumes.
         releases: release volumes by the volume they were made of.
         leases: by service name; lapsed ones stay until the next attestation.
@@ -176,7 +177,7 @@ class Study:
     """
 
     authority: Authority = field(repr=False)
-    secrets: strict_json.JsonValue = field(repr=False)
+    secrets: SecretValues = field(repr=False)
     heads: dict[str, Head] = field(default_factory=dict)
     releases: dict[str, Release] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)

@@ -81,7 +81,7 @@ def mailbox(context: Context, message: MailboxAsk) -> Step:
             version=study.version,
             challenges=waiting,
             roster=roster(study, context.now),
-            policy_hash=context.state.version(lease.study).policy_hash,
+            policy_hash=context.state.version(lease.study).hash.hex(),
         )
     )
 

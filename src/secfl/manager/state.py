@@ -15,8 +15,8 @@ from secfl.manager.records import (
     Lease,
     PolicyHistory,
     Study,
-    Version,
 )
+from secfl.policy.version import PolicyVersion
 
 __all__ = ["State"]
 
@@ -51,7 +51,12 @@ class State:
         """The versions and proposals of a name; empty for an unknown one."""
         return self.policies.get(name, PolicyHistory())
 
-    def version(self, name: str) -> Version:
+    @property
+    def founders(self) -> dict[str, PublicKey]:
+        """Signing keys of the founding parties, by name."""
+        return {founder.name: PublicKey(founder.signing_key) for founder in self.identity.public.founders.founders}
+
+    def version(self, name: str) -> PolicyVersion:
         """The policy in force.
 
         Raises:
@@ -73,7 +78,7 @@ class State:
 
     def known_keys(self) -> dict[str, PublicKey]:
         """Signing keys of founders and of all parties of policies in force, by key id."""
-        keys = [PublicKey(founder.signing_key) for founder in self.identity.public.founders.founders]
+        keys = list(self.founders.values())
         for history in self.policies.values():
             if history.current is not None:
                 keys += [party.signing_key for party in history.current.policy.parties]
