@@ -10,7 +10,6 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from secfl.errors import ConfigError
 
@@ -185,7 +184,7 @@ class TrainerLaunch:
             *("--port", str(self.port)),
         ]
 
-    def supernode_arguments(self, secret_file: PurePosixPath) -> list[str]:
+    def supernode_arguments(self, secret_file: str) -> list[str]:
         """Return the arguments of Flower's own `flower-supernode`.
 
         Raises:
@@ -194,17 +193,17 @@ class TrainerLaunch:
         return [
             *("--superlink", f"{HOST}:{self.sidecar_port}", "--root-certificates", self.root_certificate),
             *("--auth-supernode-private-key", self.node_key, "--isolation", "process"),
-            *("--host", HOST, "--port", str(self.port), "--superexec-auth-secret-file", str(secret_file)),
+            *("--host", HOST, "--port", str(self.port), "--superexec-auth-secret-file", secret_file),
             *(("--node-config", " ".join(assignments(self.node_config))) if self.node_config else ()),
         ]
 
 
-def superlink_arguments(launch: AggregatorLaunch, secret_file: PurePosixPath) -> list[str]:
+def superlink_arguments(launch: AggregatorLaunch, secret_file: str) -> list[str]:
     """Return the arguments of Flower's own `flower-superlink`: loopback only, state in memory, nothing installed."""
     return [
         *("--ssl-ca-certfile", launch.root_certificate, "--ssl-certfile", launch.certificate),
         *("--ssl-keyfile", launch.private_key, "--host", HOST, "--port", str(launch.port)),
-        *("--isolation", "process", "--superexec-auth-secret-file", str(secret_file)),
+        *("--isolation", "process", "--superexec-auth-secret-file", secret_file),
         *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
     ]
 

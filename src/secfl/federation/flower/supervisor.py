@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -69,7 +69,7 @@ class Aggregator:
         work = Path(self.launch.work_directory)
         secret, secret_file = _new_secret(directory / "superlink.secret")
         root = Path(self.launch.root_certificate).read_bytes()
-        arguments = superlink_arguments(self.launch, PurePosixPath(secret_file))
+        arguments = superlink_arguments(self.launch, secret_file)
         family.spawn("superlink", lambda: _superlink(arguments))
         pins = Pins(self.bundle, dict(self.launch.run_config))
         files = ServerFiles(directory / "peers.json", directory / "progress", directory / "pending")
@@ -160,7 +160,7 @@ class Trainer:
         work = Path(self.launch.work_directory)
         work.mkdir(parents=True, exist_ok=True)
         secret, secret_file = _new_secret(work / "supernode.secret")
-        arguments = self.launch.supernode_arguments(PurePosixPath(secret_file))
+        arguments = self.launch.supernode_arguments(secret_file)
         pins = Pins(self.bundle, dict(self.launch.run_config))
         endpoint = Endpoint(HOST, self.launch.port, None, "flwr-clientapp")
         read, self._wake = os.pipe2(os.O_CLOEXEC)
