@@ -12,7 +12,7 @@ from pydantic import field_validator
 
 from secfl.protocol.message import Digest, Message, Name
 
-__all__ = ["MAX_CONFIG", "LaunchConfig", "split_address"]
+__all__ = ["MAX_CONFIG", "LaunchConfig"]
 
 MAX_CONFIG = 1024 * 1024
 _ADDRESS = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}:\d{1,5}\Z|\[[0-9a-f:]+\]:\d{1,5}\Z")
@@ -28,7 +28,9 @@ class LaunchConfig(Message):
         site: the node id.
         policy_hash: the policy that the operator expects to be in force.
         listen: the site's own address, for ingress ports.
-        peers: service name to `address:port` prefix of its site's address, for egress.
+        peers: service name to `address:port` of its ingress, for egress.
+        images: name of each read-only volume to its directory below the host directory.
+        volumes: the same for each writable volume; made when it is not there.
     """
 
     manager: str
@@ -38,6 +40,8 @@ class LaunchConfig(Message):
     policy_hash: Digest
     listen: str
     peers: dict[str, str]
+    images: dict[str, str]
+    volumes: dict[str, str]
 
     @field_validator("manager")
     @classmethod
@@ -45,9 +49,3 @@ class LaunchConfig(Message):
         if not _ADDRESS.match(value):
             raise ValueError("address:port is required")
         return value
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """Split `address:port`; the address may stand in brackets."""
-    host, _, port = text.rpartition(":")
-    return host.strip("[]"), int(port)

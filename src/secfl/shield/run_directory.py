@@ -31,6 +31,10 @@ class RunDirectory:
         self._descriptor = descriptor
         self._offset = 0
 
+    def fileno(self) -> int:
+        """Return the descriptor, for a process that shall keep it."""
+        return self._descriptor
+
     def write_peers(self, peers: Iterable[Peer]) -> None:
         """Replace `peers.json` with the live peers that have an engine key.
 

@@ -1,0 +1,207 @@
+"""One service from launch to end, in the order that keeps secrets safe.
+
+1. Compute the roots of what the operator supplied; they go into the evidence.
+2. Attest to the manager; without its sealed answer there is nothing to start.
+3. Open every volume with the root and key of that answer.
+4. Make the private network and launch the program with the injected files.
+5. Start the network processes, then the watch; fork nothing after that.
+6. When the program has ended: last commit, release volumes, report, end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import select
+import signal
+import sys
+import time
+from typing import Any, TextIO
+
+from secfl.attestation.statement import Isolation, LaunchClaims
+from secfl.crypto import strict_json
+from secfl.errors import SecflError, StateError, UnavailableError
+from secfl.linux.https_client import HttpsClient, unverified_certificate
+from secfl.linux.launcher import RunningProgram, launch_program
+from secfl.linux.namespaces import NetworkNamespace, create_network
+from secfl.linux.program import InjectedFile, ProgramSpec
+from secfl.protocol.payload import ServicePayload
+from secfl.protocol.service import Exit, RootUpdate
+from secfl.shield.config import LaunchConfig
+from secfl.shield.enrolment import Enrolment
+from secfl.shield.network import NetworkShield, Wire, identity_of
+from secfl.shield.node_key import NODE_KEY_PATH, NodeKey
+from secfl.shield.release import release_volumes
+from secfl.shield.run_directory import RunDirectory
+from secfl.shield.volumes import MountedSet, Writable, image_roots
+from secfl.shield.watch import Watch
+from secfl.tee.attester import Attester
+
+__all__ = ["Phases", "run_service"]
+
+NOT_SEALED = 121
+"""Exit status when the program ended well but its last state could not be made durable."""
+FAILED_SHIELD = 124
+"""Exit status when the shield had to stop the program."""
+_GRACE_SECONDS = 10.0
+_POLL_MILLISECONDS = 100
+
+
+class Phases:
+    """Writes one JSON line a phase, with milliseconds since the start."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._started = time.monotonic()
+
+    def write(self, event: str, **values: Any) -> None:
+        """Write a line; a console that is gone loses it."""
+        elapsed = round((time.monotonic() - self._started) * 1000)
+        line = strict_json.encode({"event": event, "ms": elapsed, **values}).decode()
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except OSError:
+            return
+
+
+def run_service(config: LaunchConfig, attester: Attester, phases: Phases) -> int:
+    """Run one service and return the exit status for the operator.
+
+    Raises:
+        SecflError: it was not started.
+    """
+    certificate = unverified_certificate(config.manager)
+
+    def connect() -> HttpsClient:
+        return HttpsClient(config.manager, certificate_sha256=hashlib.sha256(certificate).digest())
+
+    node_key = NodeKey()
+    claims = LaunchClaims(
+        isolation=Isolation.FULL,
+        instance=secrets.token_hex(16),
+        roots=image_roots(config.images),
+        node_key=node_key.public_text,
+    )
+    transport = connect()
+    transport.connect()
+    enrolment = Enrolment(config, attester, transport, claims)
+    admission = enrolment.attest(transport)
+    payload = admission.payload
+    phases.write("attested", lease_until=admission.lease_until)
+
+    def push(volume: str, sequence: int, previous: bytes | None, tag: bytes) -> None:
+        update = RootUpdate(
+            volume=volume, sequence=sequence, previous=None if previous is None else previous.hex(), tag=tag.hex()
+        )
+        enrolment.call(transport, "service/roots", update)
+
+    directories = {**config.images, **config.volumes}
+    mounted = MountedSet(enrolment.identity.deployment_id, config.study, directories, push)
+    for volume in payload.volumes:
+        mounted.add(volume)
+    phases.write("opened")
+    namespace = create_network()
+    network = NetworkShield(namespace)
+    network.listen(payload.egress)
+    program = _launch(payload, node_key, namespace, mounted)
+    phases.write("launched")
+    run_directory = RunDirectory(program.run_directory)
+    wire = Wire(
+        payload=payload,
+        identity=identity_of(admission.certificates, enrolment.tls_key),
+        sealing_key=enrolment.sealing_key,
+        listen=config.listen,
+        peers=config.peers,
+    )
+    network.start(wire, run_directory)
+    watch = Watch(enrolment, connect, network=network, run_directory=run_directory)
+    watch.start()
+    _watch_volumes(mounted, watch)
+    phases.write("running")
+    status = _wait(program, watch, [*network.children, *mounted.children])
+    watch.end()
+    status = _finish(status, mounted, watch)
+    network.close()
+    phases.write("ended", status=status)
+    if status == 0:
+        release_volumes(payload, mounted, enrolment, transport)
+        phases.write("released")
+    _report(enrolment, transport, status)
+    program.close()
+    return status
+
+
+def _launch(
+    payload: ServicePayload, node_key: NodeKey, namespace: NetworkNamespace, mounted: MountedSet
+) -> RunningProgram:
+    files = [InjectedFile(f.path, f.content, int(f.permission, 8)) for f in payload.files]
+    if payload.egress:
+        files.append(InjectedFile(NODE_KEY_PATH, node_key.private_text, 0o400))
+    spec = ProgramSpec(
+        argv=payload.command,
+        env=payload.environment,
+        cwd=payload.pwd,
+        files=tuple(files),
+        mounts=tuple(mounted.points),
+    )
+    console = sys.stdout.fileno() if payload.console == "pass" else os.open(os.devnull, os.O_WRONLY)
+    return launch_program(spec, network=namespace, stdout=console, stderr=console, servers=mounted.servers)
+
+
+def _watch_volumes(mounted: MountedSet, watch: Watch) -> None:
+    def failed(code: str) -> None:
+        watch.fail(StateError("shield.volume_failed", f"an operation on a volume failed: {code}"))
+
+    for name, writable in mounted.writable.items():
+
+        def carry(writable: Writable = writable) -> None:
+            writable.process.serve(writable.keeper, failed)
+
+        writable.thread = watch.spawn(f"volume-{name}", carry)
+
+
+def _wait(program: RunningProgram, watch: Watch, children: list[int]) -> int:
+    """Wait for the program; stop it when the watch fails, a helper process ends or the platform asks."""
+    stop_requested: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: stop_requested.append(number))
+    poll = select.poll()
+    poll.register(program.fileno(), select.POLLIN)
+    helpers = {os.pidfd_open(child): child for child in children}
+    for descriptor in helpers:
+        poll.register(descriptor, select.POLLIN)
+    while True:
+        ready = {descriptor for descriptor, _ in poll.poll(_POLL_MILLISECONDS)}
+        if program.fileno() in ready:
+            return program.wait(_GRACE_SECONDS)
+        lost = ready & set(helpers)
+        if lost:
+            watch.fail(StateError("shield.helper_ended", "a network or volume process ended before the program"))
+        if watch.failed or stop_requested:
+            status = program.stop(grace=_GRACE_SECONDS)
+            return FAILED_SHIELD if watch.failed else status
+
+
+def _finish(status: int, mounted: MountedSet, watch: Watch) -> int:
+    """Make the last state of every writable volume durable and acknowledged."""
+    for writable in mounted.writable.values():
+        try:
+            writable.process.request_stop()
+        except UnavailableError as error:
+            watch.fail(error)
+        if writable.thread is not None:
+            writable.thread.join()
+        if writable.process.wait() != 0:
+            watch.fail(StateError("volume.not_sealed", "the last state of a volume was not acknowledged"))
+    if watch.failure is not None and status == 0:
+        return NOT_SEALED
+    return status
+
+
+def _report(enrolment: Enrolment, transport: HttpsClient, status: int) -> None:
+    try:
+        enrolment.call(transport, "service/exit", Exit(status=status))
+    except SecflError:
+        # The lease ends by itself; the program's status is what counts for the operator.
+        return
