@@ -118,17 +118,17 @@ def check_format(placeholder: Placeholder, kind: str, context: Context) -> str:
     formats = FORMATS[kind]
     chosen = placeholder.format or ("plain" if kind == "ascii" else "")
     if chosen not in formats:
-        raise _format_error(f"a secret of kind {kind} has the formats {', '.join(formats)}", chosen)
+        raise _format_error(f"a format of the kind {kind}: {', '.join(formats)}", chosen)
     if context in _TLS:
         if (kind, chosen) not in _TLS[context] or placeholder.escape_json:
             wanted = " or ".join(f"{k} as {f}" for k, f in sorted(_TLS[context]))
-            raise _format_error(f"{context.value} takes {wanted}", chosen)
+            raise _format_error(f"{wanted}, unescaped", chosen)
         return chosen
     shape = formats[chosen]
     if shape is Shape.BYTES and (context is not Context.FILE or placeholder.escape_json):
-        raise _format_error("raw bytes stand in files only, unescaped", chosen)
+        raise _format_error("text, as raw bytes stand in files only and unescaped", chosen)
     if shape is Shape.LINES and context is not Context.FILE and not placeholder.escape_json:
-        raise _format_error(f"{context.value} holds one line only", chosen)
+        raise _format_error(f"one line of text, as in {context.value}", chosen)
     return chosen
 
 
