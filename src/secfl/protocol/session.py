@@ -24,6 +24,7 @@ from secfl.crypto.transcript import digest256, transcript
 from secfl.errors import EncodingError, FreshnessError, StateError, VerificationError
 
 __all__ = [
+    "MAX_MESSAGE",
     "MAX_REQUESTS",
     "OVERHEAD_BYTES",
     "WINDOW",
@@ -41,7 +42,8 @@ MAX_REQUESTS = 2**24
 WINDOW = 256
 """How far a request may lag behind the newest: parallel connections overtake each other, replays do not come back."""
 _SECRET_BYTES = 32
-_MAX_MESSAGE = 8 * 1024
+MAX_MESSAGE = 8 * 1024
+"""Longest message of the agreement, in bytes; an offer has about 3.4 KiB."""
 _OFFER_PURPOSE = "session-offer"
 _ANSWER_PURPOSE = "session-answer"
 
@@ -267,7 +269,7 @@ def _secret(value: bytes) -> bytes:
 
 def _fields(message: bytes, *names: str) -> dict[str, bytes]:
     try:
-        document = strict_json.decode(message, max_bytes=_MAX_MESSAGE)
+        document = strict_json.decode(message, max_bytes=MAX_MESSAGE)
     except EncodingError as error:
         raise EncodingError("session.malformed", "not a session message") from error
     if not isinstance(document, dict) or set(document) != set(names):

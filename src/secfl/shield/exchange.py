@@ -95,17 +95,17 @@ def require_plain_request(request: web.BaseRequest) -> None:
         raise EncodingError("gateway.upgrade_refused", "protocol upgrades are not forwarded")
 
 
-async def read_body(content: StreamReader, length: int | None, *, limits: Limits, extra: int = 0) -> bytes:
+async def read_body(content: StreamReader, length: int | None, *, limits: Limits, most: int | None = None) -> bytes:
     """Read a body within the limits of size and time.
 
     Args:
         length: what the header announces, when it does.
-        extra: bytes that sealing adds.
+        most: largest body, when it is not the one in `limits`.
 
     Raises:
         EncodingError: `gateway.body_too_large` or `gateway.too_slow`.
     """
-    limit = limits.body + extra
+    limit = limits.body if most is None else most
     if length is not None and length > limit:
         raise EncodingError("gateway.body_too_large", "the body is too large", expected=limit, actual=length)
     start = asyncio.get_running_loop().time() + limits.body_seconds

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from secfl.crypto.hpke import SealingKey
 from secfl.errors import AuthorizationError, ConfigError, EncodingError, SecflError, UnavailableError
-from secfl.protocol.session import OVERHEAD_BYTES, Ends
+from secfl.protocol.session import MAX_MESSAGE, OVERHEAD_BYTES, Ends
 from secfl.shield import control as control_line
 from secfl.shield.control import Control, serve_until_closed
 from secfl.shield.exchange import (
@@ -247,9 +247,8 @@ class Gateway:
         session = self._sessions.find(session_id, guest.leaf)
         if request.content_length is None:
             raise EncodingError("gateway.length_required", "a sealed body has a length")
-        sealed = await read_body(
-            request.content, request.content_length, limits=self._setup.limits, extra=OVERHEAD_BYTES
-        )
+        most = self._setup.limits.body + OVERHEAD_BYTES
+        sealed = await read_body(request.content, request.content_length, limits=self._setup.limits, most=most)
         body = session.open_request(sequence, request.method, request.raw_path, sealed)
         try:
             # 5. The program must know the peer before it hears it.
@@ -269,7 +268,7 @@ class Gateway:
             return web.Response(body=self._sessions.public_key)
         if request.method != "POST":
             raise AuthorizationError("gateway.path_not_allowed", "no rule permits this method and path")
-        message = await read_body(request.content, request.content_length, limits=self._setup.limits)
+        message = await read_body(request.content, request.content_length, limits=self._setup.limits, most=MAX_MESSAGE)
         answer = self._sessions.begin(ends, message, initiator_key_hash=peer.sealing_key_hash)
         return web.Response(body=answer)
 

@@ -18,6 +18,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from secfl.errors import SecflError, UnavailableError
+from secfl.protocol.session import OVERHEAD_BYTES
 from secfl.shield.exchange import STATUS_HEADER, chunks, passing_headers, read_body
 from secfl.shield.identity import pinned_client_context
 from secfl.shield.listener import Limits
@@ -76,7 +77,9 @@ async def send(
         # 101 and its kind would leave HTTP, and the rules with it.
         if response.status < 200:
             raise aiohttp.ClientPayloadError("an informational answer ends no exchange")
-        content = await read_body(response.content, response.content_length, limits=limits, extra=4096)
+        content = await read_body(
+            response.content, response.content_length, limits=limits, most=limits.body + OVERHEAD_BYTES
+        )
         return Answer(
             response.status,
             passing_headers(response.raw_headers),
