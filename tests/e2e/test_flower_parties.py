@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,9 +20,12 @@ import pytest
 
 from secfl.crypto import strict_json
 from secfl.federation.flower.bundle import build
+from secfl.federation.flower.control import Control
 from secfl.federation.flower.launch import AggregatorLaunch, TrainerLaunch, environment, gateway_rules
 from secfl.federation.flower.plain_keys import PlainKeys, make_keys
 from secfl.federation.flower.relay import Relay, RelayFiles
+from secfl.federation.flower.runtime import Endpoint
+from secfl.federation.flower.wire import tls_context
 
 pytestmark = pytest.mark.slow
 
@@ -217,3 +221,68 @@ def test_changed_app_is_refused_before_anything_starts(federation: Federation) -
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 18
     assert "engine.app_not_pinned" in output
+
+
+def test_fl_01_a_site_whose_lease_lapses_is_left_out_of_later_rounds(federation: Federation) -> None:
+    """The shield stops renewing one site in the middle of a run: later rounds are trained without it."""
+    config: dict[str, bool | int | float | str] = {"num-rounds": 8, "min-nodes": 1}
+    federation.start_relay()
+    aggregator = federation.start(replace(federation.aggregator, run_config=config))
+    for launch in federation.trainers.values():
+        federation.start(replace(launch, run_config=config))
+    federation.write_peers()
+    progress = federation.run_directory / "progress"
+    deadline = time.monotonic() + 60
+    while not progress.exists() or len(progress.read_bytes().splitlines()) < 2:
+        assert time.monotonic() < deadline
+        assert aggregator.poll() is None
+        time.sleep(0.02)
+    federation.write_peers(SITES[:1])
+    output, _ = aggregator.communicate(timeout=90)
+    assert aggregator.returncode == 0, output
+    replies = [strict_json.decode(line)["replies"] for line in progress.read_bytes().splitlines()]
+    assert len(replies) == 16
+    assert replies[0] == list(SITES)
+    assert replies[-1] == list(SITES[:1])
+    first = replies.index(list(SITES[:1]))
+    assert all(sites == list(SITES[:1]) for sites in replies[first:])
+
+
+def test_fl_29_a_run_of_other_code_at_the_superlink_is_not_run(federation: Federation, tmp_path: Path) -> None:
+    """Whoever reaches the open Control API can start a run, but the executor refuses its code and the party ends."""
+    canary = tmp_path / "canary"
+    evil = tmp_path / "evil"
+    shutil.copytree(APP, evil, ignore=shutil.ignore_patterns("__pycache__"))
+    server = evil / "heart" / "server.py"
+    server.write_text(f"import pathlib\npathlib.Path({str(canary)!r}).write_text('ran')\n" + server.read_text())
+    aggregator = federation.start(federation.aggregator)
+    tls = tls_context(federation.keys.root.read_bytes())
+    control = Control(Endpoint("127.0.0.1", federation.superlink_port, tls, "flwr"))
+    control.wait_ready()
+    control.start_run(build(evil), federation.aggregator.run_config)
+    output, _ = aggregator.communicate(timeout=30)
+    control.close()
+    assert aggregator.returncode == 18
+    assert "engine.app_not_pinned" in output
+    assert not canary.exists()
+
+
+def test_fl_29_a_run_with_another_configuration_is_not_run(federation: Federation) -> None:
+    """The pinned app with another configuration than the policy's is refused too."""
+    aggregator = federation.start(federation.aggregator)
+    tls = tls_context(federation.keys.root.read_bytes())
+    control = Control(Endpoint("127.0.0.1", federation.superlink_port, tls, "flwr"))
+    control.wait_ready()
+    control.start_run(build(APP), {**federation.aggregator.run_config, "learning-rate": 50.0})
+    output, _ = aggregator.communicate(timeout=30)
+    control.close()
+    assert aggregator.returncode == 18
+    assert "engine.run_config_changed" in output
+
+
+def test_an_unsafe_environment_is_refused(federation: Federation) -> None:
+    """With telemetry on, nothing of Flower is even imported."""
+    command = federation.aggregator.command(sys.executable)
+    done = subprocess.run(command, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False)
+    assert done.returncode == 17
+    assert "engine.environment" in done.stderr

@@ -46,7 +46,7 @@ FORBIDDEN_ENVIRONMENT = (
 """These would send requests elsewhere, open further ports or write state to disk; either letter case counts."""
 
 Scalar = bool | int | float | str
-_KEY = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
+_KEY = re.compile(r"(?=.{1,128}\Z)[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\Z")
 
 
 def environment(home: str) -> dict[str, str]:
