@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from secfl.crypto import strict_json
+from secfl.attestation.measurement import sgx_measurement, tdx_measurement
 from secfl.crypto.encoding import from_hex, to_base64url
-from secfl.crypto.transcript import digest256, digest384
 from secfl.errors import EncodingError, SecflError
 from secfl.linux.packets import Packet
 from secfl.tee.attester import REPORT_DATA_BYTES
@@ -50,10 +49,13 @@ class Enclave:
 
 
 def measure(kind: str, image_root: bytes, command: EnclaveCommand) -> bytes:
-    """Return the measurement of a launch: image, arguments, environment and directory (EV-31)."""
-    digest = {"sgx": digest256, "tdx": digest384}[kind]
-    argv, env = strict_json.encode(list(command.argv)), strict_json.encode(dict(command.env))
-    return digest("measurement", image_root, argv, env, command.cwd.encode())
+    """Return the measurement of a launch: image, arguments, environment and directory (EV-31).
+
+    Raises:
+        EncodingError: `json.not_canonical`.
+    """
+    function = {"sgx": sgx_measurement, "tdx": tdx_measurement}[kind]
+    return function(image_root, command.argv, command.env, command.cwd)
 
 
 def answer_enclave(machine: SimulatedMachine, kind: str, measurement: bytes, packet: Packet) -> dict[str, str]:
