@@ -19,6 +19,7 @@ from secfl.errors import (
     EncodingError,
     FreshnessError,
     SecflError,
+    StateError,
     UnavailableError,
     VerificationError,
 )
@@ -27,12 +28,14 @@ from secfl.manager.attesting import Attempt, admit, prepare, refusal_of
 from secfl.manager.identity import Random
 from secfl.manager.log import Entry, Event, Log
 from secfl.manager.operations import PARTY_OPERATIONS, SERVICE_OPERATIONS, UNLOGGED
+from secfl.manager.services import mailbox
 from secfl.manager.state import State
 from secfl.manager.step import Context, Settings, Step
 from secfl.protocol.failure import encode_failure
+from secfl.protocol.message import Message
 from secfl.protocol.public import NonceReply
 from secfl.protocol.routes import Role, Route
-from secfl.protocol.service import ServiceCall
+from secfl.protocol.service import MailboxAsk, ServiceCall
 
 __all__ = ["ANY_SUBJECT", "Manager", "Outcome"]
 
@@ -113,8 +116,15 @@ class Manager:
         except SecflError as error:
             return self._refused(refusal_of(attempt, error, None), error, context)
 
-    def finish(self, attempt: Attempt, verified: VerifiedEvidence | SecflError, *, now: int, random: Random) -> Outcome:
-        """Conclude an attestation with what the verifier found, or why it found nothing."""
+    def finish(
+        self, attempt: Attempt, verified: VerifiedEvidence | SecflError, *, collateral: str, now: int, random: Random
+    ) -> Outcome:
+        """Conclude an attestation with what the verifier found, or why it found nothing.
+
+        Args:
+            collateral: digest of the bundle that it was verified with.
+        """
+        attempt = replace(attempt, collateral=collateral)
         context = Context(self.state, self._moment(now), random, self.settings)
         found = verified if isinstance(verified, VerifiedEvidence) else None
         try:
@@ -126,6 +136,18 @@ class Manager:
                 return Outcome((), *encode_failure(error))
             return self._refused(refusal_of(attempt, error, found), error, context)
         return self._accepted(step, context)
+
+    def mailbox_again(self, lease_id: str, *, now: int, random: Random) -> Message:
+        """Look again for an accepted mailbox call that waits.
+
+        Raises:
+            StateError: `lease.lapsed`.
+        """
+        lease = next((one for one in self.state.leases_by_key.values() if one.lease_id == lease_id), None)
+        if lease is None:
+            raise StateError("lease.lapsed", "the lease has ended", hint="attest again")
+        context = Context(self.state, self._moment(now), random, self.settings, lease=lease)
+        return mailbox(context, MailboxAsk(seen=0, wait=0)).reply
 
     def _party(self, route: Route, body: bytes, context: Context) -> Outcome:
         operation = PARTY_OPERATIONS[route.name]

@@ -7,13 +7,14 @@ nowhere else. An answer leaves only when the entries that it rests on are on the
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from aiohttp import web
 
-from secfl.errors import EncodingError, SecflError
+from secfl.errors import ConfigError, EncodingError, SecflError
 from secfl.protocol.failure import encode_failure
 from secfl.protocol.routes import ROUTES, Route
 
@@ -37,20 +38,30 @@ def application(backend: Backend) -> web.Application:
     return app
 
 
-def tls_context(certificate: bytes, key: bytes, *, load: Callable[[ssl.SSLContext, bytes], None]) -> ssl.SSLContext:
+def tls_context(certificate: bytes, key: bytes) -> ssl.SSLContext:
     """Make the server's TLS context: TLS 1.3 only, no tickets, so that every connection is a full handshake.
 
     Args:
         certificate: PEM.
         key: PEM.
-        load: puts a PEM with key and certificate into the context without a file on a disk.
+
+    Raises:
+        ConfigError: `tls.identity`.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION
     context.num_tickets = 0
     context.set_alpn_protocols(["http/1.1"])
-    load(context, key + b"\n" + certificate)
+    # `ssl` reads key files only; an anonymous memory file never touches a file system.
+    descriptor = os.memfd_create("identity", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, key + b"\n" + certificate)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError("tls.identity", "the certificate and key cannot be loaded") from error
+    finally:
+        os.close(descriptor)
     return context
 
 

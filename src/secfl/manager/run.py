@@ -1,0 +1,88 @@
+"""Running a manager: opens what the configuration names, serves until told to stop, and closes in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from secfl.crypto.x509 import to_pem
+from secfl.errors import ConfigError
+from secfl.linux.https_client import split_address
+from secfl.manager.config import LaunchConfig
+from secfl.manager.log import Log
+from secfl.manager.opening import open_manager, store_key
+from secfl.manager.sealer import AttesterSealer
+from secfl.manager.server import application, tls_context
+from secfl.manager.service import ManagerService, World
+from secfl.manager.store import SqliteStore
+from secfl.protocol.public import Founders
+from secfl.tee.attester import Attester
+from secfl.tee.worker import VerifierPool
+
+__all__ = ["STORE_FILE", "serve"]
+
+STORE_FILE = "manager.sqlite"
+_SHUTDOWN_SECONDS = 5.0
+"""How long running requests may take after the signal to stop."""
+
+
+def serve(config: LaunchConfig, attester: Attester, *, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        ready: called once with the address that is served.
+
+    Raises:
+        SecflError: the configuration, the store, the collateral or the platform does not serve.
+    """
+    directory = Path(config.state_dir)
+    if not directory.is_dir():
+        raise ConfigError("launch.state_dir", "the state directory does not exist", path=config.state_dir)
+    store = SqliteStore(directory / STORE_FILE)
+    sealer = AttesterSealer(attester)
+    try:
+        founders = Founders(founders=config.founders)
+        manager = open_manager(store, sealer, founders, now=int(time.time()), random=os.urandom)
+        with VerifierPool(config.verifier_processes) as verifier:
+            world = World(
+                store=store,
+                attester=attester,
+                verifier=verifier,
+                trust_path=Path(config.collateral),
+                fresh_log=lambda: Log(*store_key(store, sealer)),
+            )
+            service = ManagerService(manager, world)
+            identity = manager.state.identity
+            tls = tls_context(to_pem(identity.public.certificate), identity.tls_key.to_pem())
+            asyncio.run(_serve(service, tls, config.listen, ready))
+    finally:
+        store.close()
+
+
+async def _serve(service: ManagerService, tls: ssl.SSLContext, address: str, ready: Callable[[str], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # As PID 1 of its namespace the process has no default action for either.
+        loop.add_signal_handler(number, stop.set)
+    await service.start()
+    host, port = split_address(address)
+    runner = web.AppRunner(application(service), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, ssl_context=tls, reuse_address=True)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError("launch.listen", f"cannot listen: {error.strerror}", address=address) from error
+        ready(address)
+        await stop.wait()
+    finally:
+        await runner.cleanup()
