@@ -73,9 +73,17 @@ class Study:
     def ca_pem(self) -> bytes:
         return to_pem(self.ca.certificate)
 
-    def enclave(self, service: str, *, site: str = "cleveland", lease: int = 600, policy: bytes = POLICY) -> Enclave:
+    def enclave(
+        self,
+        service: str,
+        *,
+        site: str = "cleveland",
+        lease: int = 600,
+        policy: bytes = POLICY,
+        node_key: str | None = None,
+    ) -> Enclave:
         """Attest a new enclave."""
-        sealing, node_key = SealingKey.generate(), new_node_key()
+        sealing, node_key = SealingKey.generate(), node_key or new_node_key()
         return self._issue(service, site, lease, policy, SigningKey.generate_p256(), sealing, node_key)
 
     def renew(self, enclave: Enclave, *, lease: int = 600) -> Enclave:
@@ -161,7 +169,13 @@ class World:
     events: list[dict[str, str]]
 
     async def sidecar(
-        self, enclave: Enclave | None = None, *, gateway: str | None = None, limits: Limits | None = None
+        self,
+        enclave: Enclave | None = None,
+        *,
+        gateway: str | None = None,
+        limits: Limits | None = None,
+        listen: socket.socket | None = None,
+        program_tls: Identity | None = None,
     ) -> tuple[Sidecar, aiohttp.ClientSession]:
         """Start a sidecar for an enclave and give the program's client to it."""
         enclave = enclave or self.trainer
@@ -176,9 +190,9 @@ class World:
                 clock=lambda: time.time() + self.clock[0],
             ),
             identity=enclave.identity,
-            program_tls=None,
+            program_tls=program_tls,
         )
-        listen = listening()
+        listen = listen or listening()
         sidecar = Sidecar(setup, listen)
         self.stack.enter_context(background(sidecar.run()))
         client = aiohttp.ClientSession(
