@@ -138,12 +138,8 @@ def _aggregator(plan: StudyPlan) -> dict[str, Any]:
         work_directory="/model",
     )
     rules = gateway_rules()
-    hold = [{"path": rule.path, "seconds": int(rules.hold_seconds)} for rule in rules.paths if rule.hold_empty]
-    linger = [
-        {"path": rule.path, "milliseconds": round(rule.linger_seconds * 1000)}
-        for rule in rules.paths
-        if rule.linger_seconds
-    ]
+    hold = [{"path": path, "seconds": seconds} for path, seconds in rules.hold_seconds.items()]
+    linger = [{"path": path, "milliseconds": delay} for path, delay in rules.linger_milliseconds.items()]
     return {
         "name": "aggregator",
         "image_name": "aggregator",
@@ -159,7 +155,7 @@ def _aggregator(plan: StudyPlan) -> dict[str, Any]:
                     "port": GATEWAY_PORT,
                     "to": f"127.0.0.1:{launch.port}",
                     "peers": [f"trainer-{site}" for site in plan.sites],
-                    "allow": [f"{rule.method} {rule.path}" for rule in rules.paths],
+                    "allow": list(rules.allow),
                     "node_key_header": rules.key_header,
                     "hold": hold,
                     "linger": linger,

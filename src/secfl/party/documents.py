@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from secfl.crypto.encoding import from_base64url
 from secfl.crypto.hpke import seal_to
+from secfl.crypto.strict_json import decode
 from secfl.errors import StateError, VerificationError
 from secfl.party.session import ManagerSession
-from secfl.policy.hashing import policy_hash
+from secfl.policy.grants import Grant
+from secfl.policy.model import Policy
+from secfl.policy.references import check_import
+from secfl.policy.storage import DepositedVolume, ImportedVolume
+from secfl.policy.version import PolicyVersion, policy_hash
 from secfl.protocol.party import (
     Deposit,
+    GrantReply,
     PolicyAsk,
     PolicyReply,
     Proposal,
@@ -19,7 +26,16 @@ from secfl.protocol.party import (
     deposit_context,
 )
 
-__all__ = ["OpenProposal", "deposit_key", "get_policy", "open_proposal", "propose", "vote"]
+__all__ = [
+    "OpenProposal",
+    "deposit_key",
+    "get_policy",
+    "grant_imports",
+    "image_roots",
+    "open_proposal",
+    "propose",
+    "vote",
+]
 
 _PROPOSAL_SECONDS = 30 * 24 * 3600
 
@@ -80,9 +96,6 @@ def open_proposal(session: ManagerSession, name: str, policy: bytes) -> OpenProp
         StateError: `proposal.not_found`.
         EncodingError: a proposal of the manager is malformed.
     """
-    from secfl.crypto.encoding import from_base64url
-    from secfl.crypto.strict_json import decode
-
     reply = get_policy(session, name)
     for identifier, envelope in reply.proposals.items():
         document = Proposal.decode(from_base64url(decode(envelope)["payload"]), max_bytes=4 * 1024 * 1024)
@@ -125,3 +138,63 @@ def deposit_key(session: ManagerSession, policy: str, volume: str, root: str) ->
     sealed = seal_to(session.pin.identity.sealing_key, key, purpose="volume-key", context=context)
     document = Deposit(deployment_id=session.deployment_id, policy=policy, volume=volume, root=root, sealed_key=sealed)
     session.submit("volumes/deposit", document)
+
+
+def image_roots(session: ManagerSession, policy: Policy, service: str) -> dict[str, bytes]:
+    """Find the root of each image that a service must have mounted.
+
+    An owner's policy comes from the manager but is believed only with the hash that the study's policy pins.
+
+    Raises:
+        StateError: `reference.policy_changed`, `reference.missing` or another code of `check_import`.
+        VerificationError: `policy.hash_mismatch`.
+    """
+    roots: dict[str, bytes] = {}
+    for mount in policy.image(policy.service(service).image_name).volumes:
+        volume = policy.volume(mount.name)
+        if isinstance(volume, DepositedVolume):
+            roots[mount.name] = volume.root
+        elif isinstance(volume, ImportedVolume):
+            data = get_policy(session, volume.imported.policy).policy
+            if data is None:
+                raise StateError("reference.missing", f"{volume.imported.policy} is not in force at the manager")
+            roots[mount.name] = check_import(volume.imported, PolicyVersion.read(data)).root
+    return roots
+
+
+def grant_imports(session: ManagerSession, study: bytes, *, expires: int) -> dict[str, str]:
+    """Grant a study everything that it imports from this party's own namespace; returns grant ids by volume.
+
+    Args:
+        study: the study's policy, as this party has read it.
+        expires: Unix time of the last second.
+
+    Raises:
+        StateError: `grant.nothing` when it imports nothing of this party, or a code of `check_import`.
+        SecflError: what the manager refused.
+    """
+    version = PolicyVersion.read(study)
+    own = session.home.identity().name
+    grants: dict[str, str] = {}
+    for volume in version.policy.volumes:
+        if not isinstance(volume, ImportedVolume) or volume.imported.policy.partition("/")[0] != own:
+            continue
+        data = get_policy(session, volume.imported.policy).policy
+        if data is None:
+            raise StateError("reference.missing", f"{volume.imported.policy} is not in force at the manager")
+        deposited = check_import(volume.imported, PolicyVersion.read(data))
+        document = Grant(
+            deployment_id=session.deployment_id,
+            policy=volume.imported.policy,
+            volume=volume.imported.volume,
+            root=deposited.root,
+            rights=("read",),
+            study=version.policy.name,
+            study_policy_hash=version.hash,
+            expires=expires,
+        )
+        reply = GrantReply.decode(session.submit_bytes("grants", document.encode()))
+        grants[volume.name] = reply.grant
+    if not grants:
+        raise StateError("grant.nothing", f"{version.policy.name} imports nothing from {own}")
+    return grants

@@ -15,11 +15,11 @@ from secfl.attestation.appraise import Appraised
 from secfl.attestation.binding import NONCE_BYTES, Purpose
 from secfl.attestation.evidence import Evidence
 from secfl.errors import UnavailableError, VerificationError
+from secfl.party.documents import image_roots
 from secfl.party.session import ManagerSession
 from secfl.party.trust import TrustStore
-from secfl.policy.decode import decode
-from secfl.policy.hashing import policy_hash
 from secfl.policy.requirements import reference_values
+from secfl.policy.version import PolicyVersion
 from secfl.protocol.binding import Subject, service_binding
 from secfl.protocol.party import ChallengeAsk, ChallengePoll, ChallengeReply, ChallengeState
 
@@ -51,8 +51,9 @@ class PeerVerifier:
     def __init__(self, session: ManagerSession, trust: TrustStore, policy: bytes) -> None:
         self._session = session
         self._trust = trust
-        self._policy = decode(policy)
-        self._policy_hash = policy_hash(policy).hex()
+        self._version = PolicyVersion.read(policy)
+        self._policy = self._version.policy
+        self._policy_hash = self._version.hash.hex()
 
     def attest(
         self, service: str, *, clock: Callable[[], float] = time.time, patience: float = 15.0
@@ -111,5 +112,6 @@ class PeerVerifier:
             Purpose.PEER, subject, nonce=challenge, policy_hash=self._policy_hash, claims=state.launch_claims
         )
         evidence = Evidence.decode(state.evidence.encode())
-        appraised = self._trust.accept(evidence, binding, reference_values(self._policy, service), now)
+        reference = reference_values(self._policy, service, roots=image_roots(self._session, self._policy, service))
+        appraised = self._trust.accept(evidence, binding, reference, now)
         return PeerAttestation(f"{self._policy.name}/{service}", state.site, appraised, state.tls_key)

@@ -100,17 +100,21 @@ class ManagerSession:
         """
         return NonceReply.decode(self._client.call("nonces", b"{}")).nonce
 
-    def sign(self, name: str, document: Message) -> bytes:
-        """Sign a document for one operation."""
-        return self._key.sign_envelope(route(name).purpose, document.encode())
-
     def submit(self, name: str, document: Message) -> bytes:
         """Sign a document for one operation and send it.
 
         Raises:
             SecflError: as `public`.
         """
-        return self._client.call(name, self.sign(name, document))
+        return self.submit_bytes(name, document.encode())
+
+    def submit_bytes(self, name: str, payload: bytes) -> bytes:
+        """Sign encoded bytes for one operation and send them.
+
+        Raises:
+            SecflError: as `public`.
+        """
+        return self._client.call(name, self._key.sign_envelope(route(name).purpose, payload))
 
     def ask(self, name: str, make: Callable[[str, bytes], Message], reply: type[MessageType]) -> MessageType:
         """Ask a signed question: `make` gets the deployment id and a fresh nonce.
