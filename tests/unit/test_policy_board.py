@@ -188,6 +188,15 @@ def test_tolerances_end() -> None:
     )
 
 
+def test_uptodate_needs_no_tolerance_without_advisories() -> None:
+    """Only what is worse than UpToDate becomes a tolerance."""
+    text = STUDY.data.decode().replace(
+        "tcb_status: [UpToDate]", 'tcb_status: [UpToDate, OutOfDate]\n        tolerated_until: "2027-03-31"', 1
+    )
+    (variant,) = reference_values(PolicyVersion.read(text.encode()).policy, "aggregator", roots=None).variants
+    assert variant.tolerances == (Tolerance("OutOfDate", frozenset(), 1806537599),)
+
+
 def test_a_lineage_has_no_gap() -> None:
     """Earlier versions without a current one are a programming error."""
     with pytest.raises(ValueError, match="in force"):

@@ -93,6 +93,9 @@ def test_all_findings_come_together() -> None:
         (b'secfl: "\\u202e1"\n', "policy.character"),
         ("name: he\u200bart\n".encode(), "policy.character"),
         ("name: e\u0301\n".encode(), "policy.character"),
+        ("name: he\u00a0art\n".encode(), "policy.character"),
+        ("name: heart\ufe0f\n".encode(), "policy.character"),
+        ("name: he\u3164art\n".encode(), "policy.character"),
         (b"%YAML 1.1\n---\nsecfl: '1'\n", "policy.directive"),
         (b"secfl: '1'\n---\nsecfl: '1'\n", "policy.several_documents"),
         (b"a: &x [1]\nb: *x\n", "policy.anchor"),
@@ -132,6 +135,13 @@ def test_yaml_1_1_truth_words_are_text() -> None:
     """`on` in a list of text stays the text `on`."""
     text = HEART.replace('"--rounds=15"]', "on]")
     assert decode(text.encode()).service("aggregator").command[-1] == "on"
+
+
+def test_two_ports_may_lead_to_one_address_of_the_program() -> None:
+    """Only listeners need addresses of their own."""
+    other = '{name: other, port: 8444, to: "127.0.0.1:8000", peers: [trainer-hungary], allow: ["GET /"]}'
+    text = HEART.replace("      egress: []\n    console", f"        - {other}\n      egress: []\n    console", 1)
+    assert len(decode(text.encode()).service("aggregator").network.ingress) == 2
 
 
 def test_the_hash_is_over_the_bytes_as_received() -> None:

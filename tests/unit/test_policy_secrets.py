@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,32 @@ def test_a_broken_random_source_is_noticed(source: Callable[[int], bytes]) -> No
     with pytest.raises(StateError) as caught:
         generate(study(), SecretValues(), random=source, now=NOW)
     assert caught.value.code == "secret.random_source"
+
+
+def test_letters_are_drawn_without_bias() -> None:
+    """Bytes beyond the last full round of the alphabet are drawn again."""
+    numbers = itertools.cycle((255, 0))
+    policy = study()
+
+    def source(size: int) -> bytes:
+        return bytes([next(numbers)]) if size == 1 else stream("a")(size)
+
+    values = generate(policy, SecretValues(), random=source, now=NOW)
+    assert values["api-token"].value == b"A" * 20
+
+
+def test_a_stored_value_is_never_read_as_another_kind() -> None:
+    """Values of another version of the policy are refused, not reinterpreted."""
+    values = generate(study(), SecretValues(), random=stream("a"), now=NOW)
+    other = study(
+        ("api-token, kind: ascii, size: 20", "api-token, kind: binary, size: 20"), ("api-token$$", "api-token:hex$$")
+    )
+    with pytest.raises(StateError) as caught:
+        resolve_service(other, "aggregator", values)
+    assert caught.value.code == "secret.kind_changed"
+    with pytest.raises(StateError) as caught:
+        resolve_service(study(), "aggregator", SecretValues())
+    assert caught.value.code == "secret.no_value"
 
 
 def test_values_do_not_show_in_their_representation() -> None:
