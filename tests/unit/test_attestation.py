@@ -1,0 +1,331 @@
+"""Binding, statements, challenges, claims and appraisal."""
+
+from __future__ import annotations
+
+import ast
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import secfl
+from secfl.attestation.appraise import AnyPlatform, Appraised, ReferenceValues, SgxReference, Tolerance, appraise
+from secfl.attestation.binding import Purpose, check
+from secfl.attestation.challenge import ChallengeBook
+from secfl.attestation.evidence import MAX_BLOB_BYTES, Evidence
+from secfl.attestation.statement import Isolation, LaunchClaims, ManagerClaims, decode_statement
+from secfl.crypto import strict_json
+from secfl.crypto.encoding import to_base64url
+from secfl.errors import AppraisalError, EncodingError, Finding, FreshnessError, UnavailableError
+from secfl.tee.simulated.machine import MachineProfile
+from secfl.testing.attested import AttestedWorkload
+from secfl.testing.forge import NOW, Forge
+
+SGX = AttestedWorkload(Forge("sgx"))
+TDX = AttestedWorkload(Forge("tdx"))
+MANAGER = ManagerClaims(Isolation.FULL, "manager-1", ("ab" * 32,), 3, b"h" * 32, "none")
+
+
+def findings(workload: AttestedWorkload, claims: LaunchClaims | None = None, **factors: Any) -> list[str]:
+    """The rules that good evidence does not meet under changed reference values; empty when accepted."""
+    verified = workload.case().verify()
+    statement = claims if claims is not None else workload.good.claims
+    found: tuple[Finding, ...] = ()
+    try:
+        appraise(verified, workload.reference(**factors), NOW, statement=statement)
+    except AppraisalError as error:
+        found = error.findings
+    assert all(finding.expected and finding.actual and finding.remedy for finding in found)
+    return [finding.rule for finding in found]
+
+
+def test_good_evidence_is_appraised() -> None:
+    """The result names the claims, the statement and the variant that fits."""
+    for workload in (SGX, TDX):
+        verified, reference = workload.case().verify(), workload.reference()
+        appraised = appraise(verified, reference, NOW, statement=workload.good.claims)
+        assert (appraised.verified, appraised.variant, appraised.tolerated) == (verified, reference.variants[0], ())
+
+
+@pytest.mark.parametrize(
+    ("factors", "rule"),
+    [
+        ({"trust_domain": "hardware:intel"}, "appraisal.trust_domain"),
+        ({"tee": "snp"}, "appraisal.tee"),
+        ({"measurements": frozenset({b"m" * 48})}, "appraisal.measurement"),
+        ({"measurements": frozenset()}, "appraisal.measurement"),
+        ({"platforms": frozenset({b"p" * 16})}, "appraisal.platform_not_listed"),
+        ({"platforms": frozenset()}, "appraisal.platform_not_listed"),
+        ({"minimum_evaluation": 21}, "appraisal.evaluation_number"),
+        ({"minimum_isolation": Isolation.ENCLAVE}, "appraisal.isolation"),
+        ({"roots": {}}, "appraisal.roots"),
+        ({"roots": {"cohort": b"s" * 32}}, "appraisal.roots"),
+        ({"roots": {"cohort": b"r" * 32, "model": b"m" * 32}}, "appraisal.roots"),
+        ({"sgx": SgxReference(frozenset({bytes(32)}), 0, 0)}, "appraisal.signer"),
+    ],
+)
+def test_each_factor_alone_refuses(factors: dict[str, Any], rule: str) -> None:
+    """One factor that does not hold gives exactly one finding, its own."""
+    assert findings(TDX, **factors) == [rule]
+
+
+@pytest.mark.parametrize(
+    ("reference", "rules"),
+    [
+        (SgxReference(frozenset({bytes(32)}), 0, 0), []),
+        (SgxReference(frozenset(), 0, 0), ["appraisal.signer"]),
+        (SgxReference(frozenset({b"s" * 32}), 1, 1), ["appraisal.signer", "appraisal.product", "appraisal.svn"]),
+    ],
+)
+def test_an_enclaves_signer_product_and_version_are_factors(reference: SgxReference, rules: list[str]) -> None:
+    """All of them are reported at once."""
+    assert findings(SGX, sgx=reference) == rules
+
+
+def test_all_findings_of_the_closest_variant_are_reported() -> None:
+    """With several variants, the one with the fewest findings speaks; one that fits entirely accepts."""
+    far = TDX.reference(measurements=frozenset(), platforms=frozenset(), tee="sgx").variants
+    near = TDX.reference(platforms=frozenset(), minimum_evaluation=99).variants
+    verified, claims = TDX.case().verify(), TDX.good.claims
+    with pytest.raises(AppraisalError) as caught:
+        appraise(verified, ReferenceValues(far + near), NOW, statement=claims)
+    rules = [finding.rule for finding in caught.value.findings]
+    assert rules == ["appraisal.platform_not_listed", "appraisal.evaluation_number"]
+    good = TDX.reference().variants
+    assert appraise(verified, ReferenceValues(far + good), NOW, statement=claims).variant == good[0]
+
+
+def test_the_launch_is_appraised_too() -> None:
+    """A lower isolation level, an unlisted taint and other roots are refused; a listed taint is not."""
+    tainted = LaunchClaims(Isolation.UNPACKED, "i", ("debug-shell",), {"cohort": b"x" * 32})
+    assert findings(TDX, tainted) == ["appraisal.isolation", "appraisal.taint", "appraisal.roots"]
+    relaxed = {"minimum_isolation": Isolation.UNPACKED, "allow_taints": frozenset({"debug-shell"}), "roots": None}
+    assert findings(TDX, tainted, **relaxed) == []
+
+
+def test_hyper_threading_must_be_off_or_allowed() -> None:
+    """On and unknown both need the policy's word."""
+    workload = AttestedWorkload(Forge("tdx", profile=MachineProfile(smt=True)))
+    assert findings(workload) == ["appraisal.smt"]
+    assert findings(workload, allow_smt=True) == []
+    unknown = replace(TDX.case().verify(), smt=None)
+    with pytest.raises(AppraisalError, match=r"appraisal\.smt"):
+        appraise(unknown, TDX.reference(), NOW, statement=TDX.good.claims)
+
+
+def test_old_collateral_and_debug_are_refused_at_appraisal_as_well() -> None:
+    """A verdict reached later than the collateral's end, or on a debug workload, is none."""
+    verified = TDX.case().verify()
+    for claims, now, rule in (
+        (verified, verified.collateral_expires + 1, "appraisal.collateral_expired"),
+        (replace(verified, debug=True), NOW, "appraisal.debug"),
+    ):
+        with pytest.raises(AppraisalError) as caught:
+            appraise(claims, TDX.reference(), now, statement=TDX.good.claims)
+        assert caught.value.code == rule
+
+
+def test_an_open_advisory_of_an_up_to_date_platform_must_be_named() -> None:
+    """UpToDate with an advisory needs a tolerance that names it."""
+    case = replace(TDX.forge.tcb_status("UpToDate", ("INTEL-SA-9",)), evidence=TDX.case().evidence)
+    verified = case.verify()
+    for tolerances, accepted in (
+        ((), False),
+        ((Tolerance("UpToDate", frozenset({"INTEL-SA-8"}), NOW),), False),
+        ((Tolerance("UpToDate", frozenset({"INTEL-SA-9"}), NOW),), True),
+    ):
+        reference = TDX.reference(tolerances=tolerances)
+        if accepted:
+            assert appraise(verified, reference, NOW, statement=TDX.good.claims).tolerated == ("INTEL-SA-9",)
+            continue
+        with pytest.raises(AppraisalError, match=r"appraisal\.advisory"):
+            appraise(verified, reference, NOW, statement=TDX.good.claims)
+
+
+def test_any_platform_needs_a_reason() -> None:
+    """Skipping the platform list is a value with a reason."""
+    assert findings(TDX, platforms=AnyPlatform("machines of one rack")) == []
+    with pytest.raises(ValueError, match="reason"):
+        AnyPlatform(" ")
+
+
+def test_verdicts_and_claims_are_made_in_one_place_each() -> None:
+    """Neither can be constructed by hand."""
+    verified = TDX.case().verify()
+    appraised = appraise(verified, TDX.reference(), NOW, statement=TDX.good.claims)
+    with pytest.raises(TypeError):
+        Appraised(verified, TDX.good.claims, appraised.variant, (), object())
+    with pytest.raises(TypeError):
+        replace(verified, seal=None)  # type: ignore[arg-type]
+
+
+def test_only_verifiers_use_the_seal_and_nobody_imports_the_forge() -> None:
+    """The modules that name the verifier's seal, and those that import the forge, are a short list."""
+    root = Path(secfl.__file__).parent
+    sealing, forging = set(), set()
+    for path in root.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        module = path.relative_to(root).as_posix()
+        if "VERIFIER_SEAL" in names:
+            sealing.add(module)
+        if "secfl.testing.forge" in modules and not module.startswith("testing/"):
+            forging.add(module)
+    assert sealing == {"tee/sgx.py", "tee/tdx.py", "tee/claims_record.py"}
+    assert forging == set()
+
+
+def test_a_manager_binds_manager_claims_and_no_manager() -> None:
+    """The manager's purpose and its claims come together, and only there is the manager certificate absent."""
+    changes: dict[str, Any] = {"purpose": Purpose.MANAGER, "claims": MANAGER, "manager_certificate": b""}
+    bound = TDX.binding(**changes)
+    assert check(bound, TDX.case(bound).verify()) == bound
+    for missing in changes:
+        with pytest.raises(EncodingError, match=r"binding\.malformed"):
+            TDX.binding(**{key: value for key, value in changes.items() if key != missing})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"service": ""},
+        {"node_id": ""},
+        {"deployment_id": "d" * 513},
+        {"policy_hash": b"p" * 31},
+        {"sealing_key": b""},
+        {"manager_certificate": bytes(70_000)},
+        {"tls_spki": b"key"},
+    ],
+)
+def test_absent_and_oversized_fields_bind_nothing(changes: dict[str, Any]) -> None:
+    """Every field must be there in its size."""
+    with pytest.raises(EncodingError):
+        TDX.binding(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"instance": ""},
+        {"instance": "UPPER"},
+        {"taints": ("b", "a")},
+        {"taints": ("a", "a")},
+        {"taints": ("not a token",)},
+        {"roots": {"v": b"short"}},
+        {"roots": {"../v": b"r" * 32}},
+        {"roots": {f"v{index}": b"r" * 32 for index in range(257)}},
+        {"node_key": "two\nlines"},
+        {"node_key": "k" * 513},
+    ],
+)
+def test_launch_claims_without_a_single_encoding_are_refused(changes: dict[str, Any]) -> None:
+    """Unsorted, oversized or odd members are errors at construction."""
+    good: dict[str, Any] = {"isolation": Isolation.FULL, "instance": "i"}
+    with pytest.raises(EncodingError, match=r"statement\.malformed"):
+        LaunchClaims(**good | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"founders": ("zz" * 32,)},
+        {"founders": ("ab",)},
+        {"founders": ("b" * 64, "a" * 64)},
+        {"log_length": -1},
+        {"log_length": True},
+        {"log_head": b""},
+        {"rollback_protection": ""},
+    ],
+)
+def test_manager_claims_without_a_single_encoding_are_refused(changes: dict[str, Any]) -> None:
+    """Unsorted founders, lengths and heads of another form are errors."""
+    with pytest.raises(EncodingError, match=r"statement\.malformed"):
+        replace(MANAGER, **changes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"type": "other"},
+        {"isolation": "perfect"},
+        {"isolation": 3},
+        {"further": 1},
+        {"roots": []},
+        {"roots": {"v": 1}},
+        {"taints": "a"},
+        {"taints": [1]},
+    ],
+)
+def test_statements_of_another_form_are_refused(change: dict[str, Any]) -> None:
+    """Unknown types, levels and members are refused."""
+    document = strict_json.decode(TDX.good.claims.encode())
+    with pytest.raises(EncodingError, match=r"statement\."):
+        decode_statement(strict_json.encode(document | change))
+    with pytest.raises(EncodingError, match=r"statement\."):
+        decode_statement(b"[]")
+
+
+MEDIA_TYPE = "application/vnd.secfl.tdx-quote"
+
+
+@pytest.mark.parametrize(
+    ("record", "code"),
+    [
+        ({}, "evidence.malformed"),
+        ([MEDIA_TYPE, "QQ"], "evidence.malformed"),
+        ([MEDIA_TYPE, "QQ", 8], "evidence.malformed"),
+        ([MEDIA_TYPE, "QQ", True], "evidence.malformed"),
+        ([MEDIA_TYPE, 1, 4], "evidence.malformed"),
+        ([MEDIA_TYPE, "", 4], "evidence.size"),
+        ([MEDIA_TYPE, "QR", 4], "base64.malformed"),
+        (["application/other", "QQ", 4], "evidence.kind"),
+        ([MEDIA_TYPE, to_base64url(bytes(MAX_BLOB_BYTES + 1)), 4], "evidence.size"),
+    ],
+)
+def test_records_of_another_form_are_refused(record: Any, code: str) -> None:
+    """Type, value and indicator each have one form."""
+    with pytest.raises(EncodingError) as caught:
+        Evidence.decode(strict_json.encode(record))
+    assert caught.value.code == code
+
+
+def test_a_challenge_serves_once_in_its_time() -> None:
+    """It is gone after use, after its time, and when the clock ran backwards."""
+    book = ChallengeBook(ttl=10)
+    for age, code in ((0, None), (10, None), (11, "challenge.expired"), (-1, "challenge.expired")):
+        nonce = os.urandom(32)
+        book.issue(nonce, purpose=Purpose.PEER, subject="s", now=NOW)
+        if code is None:
+            assert book.redeem(nonce, purpose=Purpose.PEER, subject="s", now=NOW + age) == nonce
+        else:
+            with pytest.raises(FreshnessError) as caught:
+                book.redeem(nonce, purpose=Purpose.PEER, subject="s", now=NOW + age)
+            assert caught.value.code == code
+        with pytest.raises(FreshnessError, match=r"challenge\.unknown"):
+            book.redeem(nonce, purpose=Purpose.PEER, subject="s", now=NOW + age)
+    assert len(book) == 0
+
+
+def test_ev_08_a_restarted_manager_knows_no_earlier_challenge() -> None:
+    """A nonce issued by one book is unknown to another, such as a replica's."""
+    nonce = os.urandom(32)
+    ChallengeBook().issue(nonce, purpose=Purpose.ATTEST, subject="s", now=NOW)
+    with pytest.raises(FreshnessError, match=r"challenge\.unknown"):
+        ChallengeBook().redeem(nonce, purpose=Purpose.ATTEST, subject="s", now=NOW)
+
+
+def test_a_flood_of_challenges_is_refused_until_they_expire() -> None:
+    """The book is bounded; honest open challenges are not pushed out."""
+    book = ChallengeBook(ttl=10, limit=2)
+    kept = [book.issue(os.urandom(32), purpose=Purpose.ATTEST, subject="s", now=NOW) for _ in range(2)]
+    with pytest.raises(UnavailableError, match=r"challenge\.too_many"):
+        book.issue(os.urandom(32), purpose=Purpose.ATTEST, subject="s", now=NOW + 10)
+    assert book.redeem(kept[0], purpose=Purpose.ATTEST, subject="s", now=NOW + 10) == kept[0]
+    book.issue(os.urandom(32), purpose=Purpose.ATTEST, subject="s", now=NOW + 10)
+    book.issue(os.urandom(32), purpose=Purpose.ATTEST, subject="s", now=NOW + 11)
+    assert len(book) == 2
+    with pytest.raises(ValueError, match="positive"):
+        ChallengeBook(ttl=0)
