@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from secfl.party.home import read_file
 from secfl.tee.simulated.client import EnclaveHandle, PlatformClient
 from secfl.tee.simulated.requests import EnclaveCommand
 
-__all__ = ["Entry", "entry_of", "launch"]
+__all__ = ["Entry", "entry_of", "launch", "prepare_host"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,23 @@ def launch(
     client = PlatformClient(platform)
     output = console if console is not None else sys.stdout.fileno()
     errors = console if console is not None else sys.stderr.fileno()
-    os.makedirs(host_dir, mode=0o700, exist_ok=True)  # noqa: PTH103 - keeps the mode of existing parents
     handle = client.launch(entry.image, entry.command, config=config, host_dir=host_dir, stdout=output, stderr=errors)
     return client, handle
+
+
+def prepare_host(platform: Path, host_dir: Path, folders: Iterable[str] = ()) -> None:
+    """Make the host directory and folders in it, and give all of it to the site's user, who owns the platform's socket.
+
+    Raises:
+        ConfigError: `platform.host_dir`.
+    """
+    try:
+        owner = platform.stat().st_uid
+        host_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in folders:
+            (host_dir / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.geteuid() == 0 and owner != 0:
+            for place in (host_dir, *host_dir.rglob("*")):
+                os.chown(place, owner, owner, follow_symlinks=False)
+    except OSError as error:
+        raise ConfigError("platform.host_dir", f"cannot prepare {host_dir}: {error.strerror}") from error

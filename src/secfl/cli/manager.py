@@ -10,17 +10,18 @@ import typer
 
 from secfl.attestation.statement import ManagerClaims
 from secfl.cli.console import note, out, print_json, simulated_banner
-from secfl.cli.enclaves import entry_of, launch
+from secfl.cli.enclaves import entry_of, launch, prepare_host
 from secfl.cli.options import Home, Json
 from secfl.crypto import strict_json
 from secfl.errors import ConfigError
+from secfl.manager.config import LaunchConfig
 from secfl.party.attestation import attest_manager
 from secfl.party.home import PartyHome, PartyIdentity, read_file, write_file
 from secfl.party.trust import ManagerReference, TrustStore
 from secfl.protocol.public import Founder, Founders
 from secfl.tee.bundle import TrustBundle
 
-__all__ = ["app", "founders_of", "manager_config", "reference_of"]
+__all__ = ["app", "founders_of", "install_collateral", "manager_config", "reference_of"]
 
 app = typer.Typer(help="The Security Policy Manager.", no_args_is_help=True)
 Identities = Annotated[list[Path], typer.Argument(help="identity.json of every founding party", exists=True)]
@@ -69,15 +70,29 @@ def reference_of(image: Path, platform: Path, address: str, founders: Founders) 
 
 def manager_config(listen: str, founders: Founders) -> bytes:
     """Write the manager's launch configuration."""
-    return strict_json.encode(
-        {
-            "listen": listen,
-            "founders": strict_json.decode(founders.encode())["founders"],
-            "state_dir": "/host/state",
-            "collateral": "/host/collateral",
-            "verifier_processes": 1,
-        }
+    config = LaunchConfig(
+        listen=listen,
+        founders=founders.founders,
+        state_dir="/host/state",
+        collateral="/host/collateral",
+        verifier_processes=1,
     )
+    return config.encode()
+
+
+def install_collateral(host_dir: Path, paths: list[Path]) -> None:
+    """Copy trust bundles to where the manager looks for them; it verifies them itself.
+
+    Raises:
+        EncodingError: a bundle is malformed.
+    """
+    folder = host_dir / "collateral"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in paths:
+        bundle = TrustBundle.decode(read_file(path))
+        if bundle.anchor.simulated:
+            simulated_banner(note, bundle.anchor.domain)
+        write_file(folder / f"{bundle.anchor.domain.replace(':', '-')}.json", bundle.encode())
 
 
 @app.command()
@@ -91,13 +106,8 @@ def start(
 ) -> None:
     """Start the manager in an enclave and stay until it ends."""
     founders = founders_of(identities)
-    folder = host_dir / "collateral"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in collateral:
-        bundle = TrustBundle.decode(read_file(path))
-        if bundle.anchor.simulated:
-            simulated_banner(note, bundle.anchor.domain)
-        write_file(folder / f"{bundle.anchor.domain.replace(':', '-')}.json", bundle.encode())
+    install_collateral(host_dir, collateral)
+    prepare_host(platform, host_dir, ("state",))
     entry = entry_of(image, "manager")
     client, handle = launch(platform, entry, config=manager_config(listen, founders), host_dir=host_dir)
     raise typer.Exit(client.wait(handle))
