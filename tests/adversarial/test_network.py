@@ -307,6 +307,34 @@ def test_nw_10_a_body_that_does_not_arrive_is_answered_with_408() -> None:
     nw.run(scenario, limits=QUICK)
 
 
+def test_nw_10_a_peer_that_does_not_take_its_answer_is_cut() -> None:
+    """An answer that nobody reads does not hold its memory for ever."""
+
+    async def scenario(world: nw.World) -> None:
+        client = await world.intruder()
+        session = await world.session(client)
+        sequence, sealed = session.seal_request("POST", "/v1/fleet/x", os.urandom(20_000_000))
+        head = (
+            f"POST /v1/fleet/x HTTP/1.1\r\nHost: x\r\nContent-Length: {len(sealed)}\r\n"
+            f"{nw.HEADER}: {node_key_header(world.trainer.node_key)}\r\n"
+            f"secfl-session: {session.session_id}\r\nsecfl-sequence: {sequence}\r\n\r\n"
+        )
+        host, port = world.address.split(":")
+        context = client_context(world.trainer.identity, world.study.ca_pem)
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+        writer.write(head.encode() + sealed)
+        assert (await reader.read(12)) == b"HTTP/1.1 200"
+        await asyncio.sleep(1)
+        received = 0
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            while part := await reader.read(1 << 20):
+                received += len(part)
+        assert received < 20_000_000
+        writer.close()
+
+    nw.run(scenario, limits=Limits(body_seconds=0.4))
+
+
 async def raw(world: nw.World, data: bytes) -> bytes:
     """Send bytes over an attested connection and read until the gateway closes it."""
     host, port = world.address.split(":")

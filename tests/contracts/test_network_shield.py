@@ -7,18 +7,23 @@ import json
 import multiprocessing
 import os
 import socket
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
+import aiohttp
 import pytest
 
 import network_world as nw
-from secfl.errors import ConfigError
+from secfl.errors import ConfigError, EncodingError
+from secfl.shield import control
 from secfl.shield.control import control_line
-from secfl.shield.gateway import run_gateway
-from secfl.shield.identity import Identity, pinned_client_context, server_context
+from secfl.shield.gateway import GatewaySetup, run_gateway
+from secfl.shield.identity import Identity, node_key_header, pinned_client_context, server_context
 from secfl.shield.listener import Limits
 from secfl.shield.rules import Rules
+from secfl.shield.sidecar import SidecarSetup, run_sidecar
 
 
 def test_a_request_passes_unchanged_in_both_directions() -> None:
@@ -301,10 +306,67 @@ def test_a_forked_gateway_obeys_its_control_line_and_ends_with_it() -> None:
     nw.run(scenario)
 
 
+def test_a_forked_sidecar_takes_a_renewed_certificate_and_refuses_other_orders() -> None:
+    """What is no known message of the shield ends the process: nothing goes on half-configured."""
+
+    async def scenario(world: nw.World) -> None:
+        ours, theirs = socket.socketpair()
+        listen = nw.listening()
+        sidecar, _ = await world.sidecar()
+        setup = replace(sidecar._setup, channel=replace(sidecar._setup.channel, clock=time.time))
+        child = multiprocessing.get_context("fork").Process(target=_sidecar_child, args=(setup, listen, theirs, ours))
+        child.start()
+        theirs.close()
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        await reader.readline()
+        renewed = world.study.renew(world.trainer).identity
+        writer.write(control_line("identity", certificate=renewed.certificate.decode(), key=renewed.key.decode()))
+        headers = {nw.HEADER: node_key_header(world.trainer.node_key)}
+        async with (
+            aiohttp.ClientSession(f"http://{nw.address_of(listen)}", headers=headers) as client,
+            client.post("/v1/fleet/x", data=b"ab") as response,
+        ):
+            assert await response.read() == b"ba"
+        writer.write(control_line("leases", peers=[]))
+        await asyncio.to_thread(child.join, 5)
+        assert child.exitcode == 17
+        writer.close()
+
+    nw.run(scenario)
+
+
+def _sidecar_child(setup: SidecarSetup, listen: socket.socket, control: socket.socket, other: socket.socket) -> None:
+    other.close()
+    try:
+        run_sidecar(setup, listen, control)
+    except ConfigError as error:
+        sys.exit(error.exit_code)
+
+
+@pytest.mark.parametrize(
+    ("line", "read"),
+    [
+        ({"op": "identity", "certificate": "x"}, control.identity_update),
+        ({"op": "identity", "certificate": "x", "key": 1}, control.identity_update),
+        ({"op": "leases"}, control.lease_table),
+        ({"op": "leases", "peers": [{"site": "a", "node_key": "k", "lease_until": "1"}]}, control.lease_table),
+        ({"op": "leases", "peers": [{"site": "a", "node_key": "k"}]}, control.lease_table),
+        ({"op": "revoked", "peers": [{"site": "a"}]}, control.revocations),
+        ({"op": "revoked", "peers": [{"site": 1, "node_key": "k"}]}, control.revocations),
+        ({"op": "revoked", "peers": {}}, control.revocations),
+    ],
+)
+def test_a_malformed_control_message_is_an_encoding_error(line: dict[str, object], read: Callable[..., object]) -> None:
+    """Each message has one form."""
+    with pytest.raises(EncodingError) as caught:
+        read(line)
+    assert caught.value.code == "control.malformed"
+
+
 def _everybody(_: str) -> bool:
     return True
 
 
-def _child(setup: object, listen: socket.socket, control: socket.socket, other: socket.socket) -> None:
+def _child(setup: GatewaySetup, listen: socket.socket, control: socket.socket, other: socket.socket) -> None:
     other.close()
-    run_gateway(setup, listen, control)  # type: ignore[arg-type]  # pickles nothing, is forked
+    run_gateway(setup, listen, control)

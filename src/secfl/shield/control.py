@@ -69,7 +69,7 @@ async def serve_until_closed(
     """Serve while the shield holds the line; an end of either ends both.
 
     Raises:
-        ExceptionGroup: with the `SecflError` that ended the service.
+        SecflError: whatever ended the service, `control.malformed` among others.
     """
 
     async def listen(task: asyncio.Task[None]) -> None:
@@ -77,8 +77,14 @@ async def serve_until_closed(
             apply(message)
         task.cancel()
 
-    async with asyncio.TaskGroup() as group:
-        group.create_task(listen(group.create_task(serving)))
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(listen(group.create_task(serving)))
+    except ExceptionGroup as raised:
+        first: Exception = raised
+        while isinstance(first, ExceptionGroup):
+            first = first.exceptions[0]
+        raise first from raised
 
 
 def control_line(op: str, **values: JsonValue) -> bytes:

@@ -20,7 +20,8 @@ __all__ = [
     "SESSION_HEADER",
     "SESSION_PATH",
     "STATUS_HEADER",
-    "chunks",
+    "answer_with",
+    "content",
     "passing_headers",
     "read_body",
     "refusal",
@@ -54,6 +55,7 @@ _HOP_BY_HOP = frozenset(
 )
 _PRIVATE = ("secfl-", "x-forwarded-")
 _CHUNK = 256 * 1024
+_LARGE = 512 * 1024
 _STATUS = {
     "gateway.body_too_large": 413,
     "gateway.length_required": 411,
@@ -124,11 +126,21 @@ async def read_body(content: StreamReader, length: int | None, *, limits: Limits
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def chunks(body: bytes) -> AsyncIterator[memoryview]:
-    """A large body in pieces, so that writing it waits for the receiver."""
+def content(body: bytes) -> bytes | AsyncIterator[memoryview]:
+    """A body for a message whose header states the length; a large one in pieces, so that writing waits."""
+    return _pieces(body) if len(body) > _LARGE else body
+
+
+async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
     view = memoryview(body)
     for start in range(0, len(view), _CHUNK):
         yield view[start : start + _CHUNK]
+
+
+def answer_with(status: int, headers: CIMultiDict[str], body: bytes) -> web.Response:
+    """The response that passes an answer on."""
+    headers["Content-Length"] = str(len(body))
+    return web.Response(status=status, headers=headers, body=content(body))
 
 
 def refusal(error: SecflError) -> web.Response:

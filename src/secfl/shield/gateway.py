@@ -27,6 +27,7 @@ from secfl.shield.exchange import (
     SESSION_HEADER,
     SESSION_PATH,
     STATUS_HEADER,
+    answer_with,
     passing_headers,
     read_body,
     refusal,
@@ -228,6 +229,7 @@ class Gateway:
 
     async def _answer(self, request: web.BaseRequest, connection: Connection) -> web.Response:
         guest: _Guest = connection.state
+        since = asyncio.get_running_loop().time()
         # 1. Who asks: at every request, since a lease ends while a connection lives.
         try:
             peer = self._admit(guest)
@@ -253,7 +255,7 @@ class Gateway:
         try:
             # 5. The program must know the peer before it hears it.
             await self._wait_admitted(guest, peer)
-            answer = await self._upstream.ask(permission, passing_headers(request.raw_headers), body)
+            answer = await self._upstream.ask(permission, passing_headers(request.raw_headers), body, since=since)
             content = session.seal_response(sequence, answer.status, answer.body)
         finally:
             session.forget(sequence)
@@ -261,7 +263,7 @@ class Gateway:
         headers[SESSION_HEADER] = session_id
         headers[SEQUENCE_HEADER] = str(sequence)
         headers[STATUS_HEADER] = str(answer.status)
-        return web.Response(status=200, headers=headers, body=content)
+        return answer_with(200, headers, content)
 
     async def _agree(self, request: web.BaseRequest, peer: Peer, ends: Ends) -> web.Response:
         if request.method == "GET":

@@ -1,7 +1,8 @@
 """A listener that bounds what a client can hold before it has said anything useful (NW-10).
 
 Handshakes run beside each other up to a limit, above which the oldest is dropped; each has a deadline. A connection
-that stays silent, or is slow to finish its header, is cut. Connections count per peer and in all.
+that stays silent, is slow to finish its header, or does not take its answer, is cut. Connections count per peer and in
+all.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Limits:
     Attributes:
         body: largest body; engines send models in chunks of a few MiB.
         header_seconds: until a header is complete, from its first byte or from the start of the connection.
-        body_seconds: until a body is complete, besides what its size takes at `body_rate`.
+        body_seconds: until a body is complete, besides what its size takes at `body_rate`; also the longest time in
+            which a receiver takes nothing.
         body_rate: bytes per second that a sender must reach.
         handshake_seconds: until TLS is established.
         idle_seconds: until an unused connection is closed; longer than a client keeps it, so that the client does it.
@@ -71,6 +73,7 @@ class Connection(RequestHandler):
         self._listener = listener
         self._limits = limits
         self._deadline: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
         self._busy = False
         self._channel: asyncio.BaseTransport | None = None
         self.leaf = b""
@@ -91,9 +94,20 @@ class Connection(RequestHandler):
             self._arm()
         super().data_received(data)
 
+    def pause_writing(self) -> None:
+        """The client takes nothing at the moment: give it a deadline."""
+        super().pause_writing()
+        self._stalled = asyncio.get_running_loop().call_later(self._limits.body_seconds, self.cut)
+
+    def resume_writing(self) -> None:
+        """The client goes on reading."""
+        super().resume_writing()
+        self._release()
+
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop the deadline and report the end."""
+        """Stop the deadlines and report the end."""
         self._disarm()
+        self._release()
         self._listener.closed(self)
         super().connection_lost(exc)
 
@@ -133,6 +147,11 @@ class Connection(RequestHandler):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _release(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
 
 class Listener:

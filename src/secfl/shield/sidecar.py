@@ -25,7 +25,7 @@ from secfl.errors import (
 from secfl.shield import control as control_line
 from secfl.shield.channel import Channel, ChannelSetup
 from secfl.shield.control import Control, serve_until_closed
-from secfl.shield.exchange import passing_headers, read_body, refusal, require_plain_request
+from secfl.shield.exchange import answer_with, passing_headers, read_body, refusal, require_plain_request
 from secfl.shield.identity import Identity, plain_server_context
 from secfl.shield.listener import Connection, Listener
 from secfl.shield.rules import METHODS, require_plain_target
@@ -116,7 +116,7 @@ class Sidecar:
         headers = passing_headers(request.raw_headers)
         body = await read_body(request.content, request.content_length, limits=self._limits)
         answer = await self._exchange(request.method, request.raw_path, headers, body)
-        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+        return answer_with(answer.status, answer.headers, answer.body)
 
     async def _exchange(self, method: str, target: str, headers: CIMultiDict[str], body: bytes) -> Answer:
         for _ in range(2):

@@ -19,7 +19,7 @@ from yarl import URL
 
 from secfl.errors import SecflError, UnavailableError
 from secfl.protocol.session import OVERHEAD_BYTES
-from secfl.shield.exchange import STATUS_HEADER, chunks, passing_headers, read_body
+from secfl.shield.exchange import STATUS_HEADER, content, passing_headers, read_body
 from secfl.shield.identity import pinned_client_context
 from secfl.shield.listener import Limits
 from secfl.shield.rules import Permission
@@ -29,7 +29,6 @@ __all__ = ["Answer", "Pending", "SocketFactory", "Upstream", "client_session", "
 SocketFactory = Callable[[Any], socket]
 """Makes the unconnected socket for an address; gives the shield a socket of the program's network namespace."""
 
-_LARGE = 512 * 1024
 _FASTEST, _SLOWEST, _SLOWDOWN = 0.03, 0.25, 1.25
 """Seconds between two questions on behalf of one held request, and the growth between them."""
 _WATCH_SECONDS, _REPEAT_SECONDS = 0.01, 2.0
@@ -72,18 +71,17 @@ async def send(
     """
     headers = CIMultiDict(headers)
     headers["Content-Length"] = str(len(body))
-    data: Any = chunks(body) if len(body) > _LARGE else body
-    async with client.request(method, url, headers=headers, data=data, allow_redirects=False) as response:
+    async with client.request(method, url, headers=headers, data=content(body), allow_redirects=False) as response:
         # 101 and its kind would leave HTTP, and the rules with it.
         if response.status < 200:
             raise aiohttp.ClientPayloadError("an informational answer ends no exchange")
-        content = await read_body(
+        answered = await read_body(
             response.content, response.content_length, limits=limits, most=limits.body + OVERHEAD_BYTES
         )
         return Answer(
             response.status,
             passing_headers(response.raw_headers),
-            content,
+            answered,
             inner_status=response.headers.get(STATUS_HEADER),
         )
 
@@ -124,8 +122,12 @@ class Upstream:
         self._moved = asyncio.Event()
         self._pending = pending
 
-    async def ask(self, permission: Permission, headers: CIMultiDict[str], body: bytes) -> Answer:
+    async def ask(self, permission: Permission, headers: CIMultiDict[str], body: bytes, *, since: float) -> Answer:
         """Forward a permitted request, letting the answer wait as the rule says.
+
+        Args:
+            since: the loop's time at which the client asked: what it has waited already counts, since a message that
+                is fetched for a client that gave up is lost.
 
         Raises:
             UnavailableError: `gateway.upstream_unavailable`.
@@ -139,7 +141,7 @@ class Upstream:
         if permission.hold == 0:
             return answer
         loop = asyncio.get_running_loop()
-        until = loop.time() + permission.hold
+        until = since + permission.hold
         pause = _FASTEST
         # An empty message of protocol buffers has no bytes: nothing is waiting for this peer.
         while answer.status == 200 and not answer.body and loop.time() + pause < until:
