@@ -111,7 +111,7 @@ class Actor:
 
     def do_create(self, path: str) -> None:
         parent, name = self.place(path)
-        new = NewNode(FILE, 0o600, 0, 0)
+        new = NewNode(FILE, 0o600)
         if path in self.model.names:
             with pytest.raises(FileExistsError):
                 self.volume.tree.create(parent, name, new, now=self.clock)
@@ -121,7 +121,7 @@ class Actor:
 
     def do_mkdir(self, path: str) -> None:
         if path not in self.model.names and path.count("/") < 4:
-            self.volume.tree.create(*self.place(path), NewNode(DIRECTORY, 0o700, 0, 0), now=self.clock)
+            self.volume.tree.create(*self.place(path), NewNode(DIRECTORY, 0o700), now=self.clock)
             self.model.names[path] = None
 
     def do_write(self, path: str) -> None:
@@ -195,7 +195,7 @@ class Actor:
 def test_random_operations_give_the_model_s_tree(seed: int) -> None:
     """After every few of 150 random operations, and after remounts, the volume shows exactly what the model shows."""
     files, keeper = memory_files(), MemoryKeeper()
-    keeper.push(*create_volume(files, key=KEY, volume_id=VOLUME_ID, mode=0o700, owner=(0, 0), now=0))
+    keeper.push(*create_volume(files, key=KEY, volume_id=VOLUME_ID, mode=0o700, now=0))
     actor = Actor(random.Random(seed), mount(files, keeper), keeper, files)
     for count in range(150):
         actor.step()
@@ -208,9 +208,9 @@ def test_random_operations_give_the_model_s_tree(seed: int) -> None:
 def test_journal_stays_bounded_under_endless_commits() -> None:
     """Compaction keeps the journal near its floor however many commits one file sees, and the slots are used again."""
     files, keeper = memory_files(), MemoryKeeper()
-    keeper.push(*create_volume(files, key=KEY, volume_id=VOLUME_ID, mode=0o700, owner=(0, 0), now=0))
+    keeper.push(*create_volume(files, key=KEY, volume_id=VOLUME_ID, mode=0o700, now=0))
     volume = mount(files, keeper)
-    node = volume.tree.create(ROOT_INODE, b"f", NewNode(FILE, 0o600, 0, 0), now=1)
+    node = volume.tree.create(ROOT_INODE, b"f", NewNode(FILE, 0o600), now=1)
     for count in range(1500):
         volume.contents.write(node, 0, count.to_bytes(4, "big") * 4000, now=count)
         volume.commit(keeper)
@@ -232,8 +232,6 @@ files_put = st.builds(
     InodePut,
     st.just(FILE),
     st.integers(0, 0o7777),
-    st.integers(0, 2**32 - 1),
-    st.integers(0, 2**32 - 1),
     st.integers(1, 65000),
     st.integers(10 * CHUNK_BYTES, 2**40),
     times,

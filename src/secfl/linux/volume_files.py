@@ -14,7 +14,7 @@ from pathlib import Path
 from secfl.errors import ConfigError, StateError
 from secfl.volume.storage import VolumeFiles
 
-__all__ = ["HostFile", "open_volume_files"]
+__all__ = ["HostDirectory", "HostFile"]
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -103,6 +103,10 @@ class HostFile:
         os.close(self._fd)
         self._fd = fd
 
+    def fileno(self) -> int:
+        """Return the present descriptor; `replace` changes it."""
+        return self._fd
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
@@ -115,26 +119,45 @@ class HostFile:
         return fd
 
 
-def open_volume_files(directory: Path) -> VolumeFiles:
-    """Open or create a volume's two files and take the directory's lock, which the process keeps.
+class HostDirectory:
+    """A volume's directory, locked, with its two files open."""
 
-    The lock only saves an operator from a mistake; the freshness service is what stops a second writer (FS-15).
+    def __init__(self, path: Path) -> None:
+        """Open or create directory and files, and take the lock, which this process and its children keep.
 
-    Raises:
-        StateError: `volume.in_use`.
-        ConfigError: `volume.not_a_file`.
-        OSError: what the host answers.
-    """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise StateError("volume.in_use", "another process holds this volume open") from None
-    files = VolumeFiles(slots=HostFile(fd, "slots"), journal=HostFile(fd, "journal"))
-    os.fsync(fd)
-    return files
+        The lock only saves an operator from a mistake; the freshness service is what stops a second writer (FS-15).
+
+        Raises:
+            StateError: `volume.in_use`.
+            ConfigError: `volume.not_a_file`.
+            OSError: what the host answers.
+        """
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._fd)
+            raise StateError("volume.in_use", "another process holds this volume open") from None
+        self._slots = HostFile(self._fd, "slots")
+        self._journal = HostFile(self._fd, "journal")
+        os.fsync(self._fd)
+
+    @property
+    def files(self) -> VolumeFiles:
+        """The files, for `create_volume` and `open_volume`."""
+        return VolumeFiles(slots=self._slots, journal=self._journal)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What a server's process must keep open."""
+        return self._fd, self._slots.fileno(), self._journal.fileno()
+
+    def close(self) -> None:
+        """Close the files; the lock ends with the last process that keeps it."""
+        self._slots.close()
+        self._journal.close()
+        os.close(self._fd)
 
 
 def _write_all(fd: int, offset: int, data: bytes) -> None:

@@ -7,6 +7,7 @@ anything, over both files, so a test can enumerate every point of a script.
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -121,11 +122,13 @@ class MemoryKeeper:
     Attributes:
         reachable: whether it answers.
         lose_answers: whether it accepts a step and then fails to say so.
+        delay: seconds that a push takes.
     """
 
     root: Root | None = None
     reachable: bool = True
     lose_answers: bool = False
+    delay: float = 0
     pushes: int = 0
 
     def push(self, sequence: int, previous: bytes, tag: bytes) -> None:
@@ -137,6 +140,7 @@ class MemoryKeeper:
         """
         if not self.reachable:
             raise UnavailableError("counter.unavailable", "no answer")
+        time.sleep(self.delay)
         root = self.root or Root(0, NO_TAG)
         if root != (sequence, tag):
             if root != (sequence - 1, previous):

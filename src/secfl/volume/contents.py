@@ -87,6 +87,25 @@ class Contents:
         node.mtime = node.ctime = now
         self._tree.change(node)
 
+    def punch(self, node: Inode, offset: int, size: int, *, now: int) -> None:
+        """Turn a range into zeros; its whole chunks no longer take up room. The file's size stays.
+
+        Raises:
+            OSError: `ENOSPC`, or what the host's file answers.
+            VerificationError: `volume.chunk_damaged` in a chunk that is zeroed in part.
+        """
+        end = min(offset + size, node.size)
+        while offset < end:
+            index, start = divmod(offset, CHUNK_BYTES)
+            stop = min(CHUNK_BYTES, start + end - offset)
+            if start == 0 and (stop == CHUNK_BYTES or index * CHUNK_BYTES + stop == node.size):
+                self._clear(node, index)
+            elif len(self._chunk(node, index)) > start:
+                self.write(node, offset, bytes(stop - start), now=now)
+            offset += stop - start
+        node.mtime = node.ctime = now
+        self._tree.change(node)
+
     def flush(self) -> None:
         """Encrypt the buffers of all files that have a name into slots.
 
@@ -124,6 +143,13 @@ class Contents:
         self._held += index not in buffers
         buffers[index] = buffer
         return buffer
+
+    def _clear(self, node: Inode, index: int) -> None:
+        if self._buffers.get(node.number, {}).pop(index, None) is not None:
+            self._held -= 1
+        old = self._tree.set_chunk(node, index, None)
+        if old is not None:
+            self._slots.release(old)
 
     def _cut(self, node: Inode, size: int) -> None:
         count, tail = chunk_count(size), size % CHUNK_BYTES

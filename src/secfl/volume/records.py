@@ -49,7 +49,7 @@ _CHECKPOINT, _CHANGES = 1, 2
 _HEAD = struct.Struct(">BQ")
 _COUNT = struct.Struct(">I")
 _INODE = struct.Struct(">QB")
-_ATTRIBUTES = struct.Struct(">HIIIQqqqIH")
+_ATTRIBUTES = struct.Struct(">HIQqqqIH")
 _ENTRY_HEAD = struct.Struct(">QB")
 _ENTRY_TAIL = struct.Struct(">Q")
 _CHUNK = struct.Struct(">QIB")
@@ -76,8 +76,6 @@ class InodePut(NamedTuple):
 
     kind: int
     mode: int
-    uid: int
-    gid: int
     links: int
     size: int
     atime: int
@@ -130,7 +128,7 @@ def encode_changes(changes: Changes) -> bytes:
 def _encode_inode(number: int, put: InodePut | None) -> bytes:
     if put is None:
         return _INODE.pack(number, _REMOVED)
-    return _INODE.pack(number, put.kind) + _ATTRIBUTES.pack(*put[1:10], len(put.target)) + put.target
+    return _INODE.pack(number, put.kind) + _ATTRIBUTES.pack(*put[1:8], len(put.target)) + put.target
 
 
 def decode_changes(body: bytes) -> Changes:
@@ -213,11 +211,11 @@ def _decode_inode(reader: _Reader) -> tuple[int, InodePut | None]:
     number, kind = reader.take(_INODE)
     if kind == _REMOVED:
         return number, None
-    mode, uid, gid, links, size, atime, mtime, ctime, keep, target_size = reader.take(_ATTRIBUTES)
+    mode, links, size, atime, mtime, ctime, keep, target_size = reader.take(_ATTRIBUTES)
     if target_size > MAX_TARGET:
         raise _malformed("a link target is too long")
     target = reader.take_bytes(target_size)
-    return number, InodePut(kind, mode, uid, gid, links, size, atime, mtime, ctime, keep, target)
+    return number, InodePut(kind, mode, links, size, atime, mtime, ctime, keep, target)
 
 
 def _require_inode(number: int, put: InodePut | None, changes: Changes) -> None:

@@ -66,7 +66,7 @@ def _apply(tree: Tree, changes: Changes) -> None:
 
 def _put(tree: Tree, number: int, put: InodePut) -> None:
     old = tree.inodes.get(number)
-    node = Inode(number, *put[:9], target=put.target)
+    node = Inode(number, *put[:7], target=put.target)
     if old is not None:
         if old.kind != put.kind:
             raise _inconsistent("an inode changes its kind")

@@ -28,7 +28,7 @@ __all__ = ["MAX_METADATA", "Inode", "NewNode", "Tree", "require_name"]
 MAX_METADATA = 112 * 1024 * 1024
 """Most metadata bytes of a volume: one record can then both remove and set all of it (`MAX_BODY`)."""
 MAX_LINKS = 65000
-_NODE_COST = 73
+_NODE_COST = 59
 _ENTRY_COST = 17
 _CHUNK_COST = 61
 
@@ -45,8 +45,6 @@ class Inode:
     number: int
     kind: int
     mode: int
-    uid: int
-    gid: int
     links: int = 0
     size: int = 0
     atime: int = 0
@@ -62,7 +60,7 @@ class Inode:
         """Return the attributes as a record holds them."""
         times = (self.atime, self.mtime, self.ctime)
         keep = min(self.keep, chunk_count(self.size)) if self.kind == FILE else 0
-        return InodePut(self.kind, self.mode, self.uid, self.gid, self.links, self.size, *times, keep, self.target)
+        return InodePut(self.kind, self.mode, self.links, self.size, *times, keep, self.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +69,6 @@ class NewNode:
 
     kind: int
     mode: int
-    uid: int
-    gid: int
     target: bytes = b""
 
 
@@ -89,9 +85,9 @@ class Tree:
         self._dirty_chunks: set[tuple[int, int]] = set()
         self._recorded: set[int] = set()
 
-    def plant(self, mode: int, owner: tuple[int, int], now: int) -> None:
+    def plant(self, mode: int, now: int) -> None:
         """Make the root directory of a new volume."""
-        root = Inode(ROOT_INODE, DIRECTORY, mode, *owner, links=1, parent=ROOT_INODE)
+        root = Inode(ROOT_INODE, DIRECTORY, mode, links=1, parent=ROOT_INODE)
         root.atime = root.mtime = root.ctime = now
         self.inodes[ROOT_INODE] = root
         self._dirty_inodes.add(ROOT_INODE)
@@ -158,13 +154,9 @@ class Tree:
         self._require_room(cost + _ENTRY_COST + len(name))
         number = self.next_inode
         self.next_inode += 1
-        node = Inode(number, new.kind, new.mode & 0o7777, new.uid, new.gid, target=new.target)
+        node = Inode(number, new.kind, new.mode & 0o7777, target=new.target)
         node.atime = node.mtime = node.ctime = now
         node.size = len(new.target)
-        if directory.mode & 0o2000:
-            # A set-group-id directory hands its group down (System V rule, as on ext4).
-            node.gid = directory.gid
-            node.mode |= 0o2000 if new.kind == DIRECTORY else 0
         self.inodes[number] = node
         self.metadata += cost
         self._attach(directory, name, node, now)

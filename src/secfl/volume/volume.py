@@ -29,20 +29,18 @@ _COMPACT_FLOOR = 256 * 1024
 """A journal below this many bytes is not worth a checkpoint."""
 
 
-def create_volume(
-    files: VolumeFiles, *, key: bytes, volume_id: bytes, mode: int, owner: tuple[int, int], now: int
-) -> Push:
+def create_volume(files: VolumeFiles, *, key: bytes, volume_id: bytes, mode: int, now: int) -> Push:
     """Make an empty volume and return its first step; it opens once the keeper has accepted that step.
 
-    The root directory gets `mode` and `owner` (uid, gid); `now` is in nanoseconds. Whatever the files held is
-    gone: call this only when the keeper knows no root for this volume.
+    The root directory gets `mode`; `now` is in nanoseconds. Whatever the files held is gone: call this only when
+    the keeper knows no root for this volume.
 
     Raises:
         ValueError: the key or the identity has the wrong size.
         OSError: what the host's files answer.
     """
     tree = Tree()
-    tree.plant(mode, owner, now)
+    tree.plant(mode, now)
     files.slots.truncate(0)
     cipher = JournalCipher(key, volume_id)
     journal = Journal(files.journal, cipher, epoch=os.urandom(EPOCH_BYTES), root=Root(0, NO_TAG), size=0)
@@ -86,7 +84,7 @@ def open_volume(
     slots.adopt(ref.slot for node in tree.inodes.values() for ref in node.chunks.values())
     last = steps[-1]
     journal = Journal(files.journal, cipher, epoch=epoch, root=Root(last.sequence, last.tag), size=end)
-    return Volume(tree, slots, journal)
+    return Volume(tree, slots, journal, volume_id)
 
 
 def _unacknowledged(head: Root, steps: list[Push], *, damaged: bool) -> list[Push]:
@@ -143,8 +141,9 @@ def _service_behind(head: Root, steps: list[Push]) -> FreshnessError:
 class Volume:
     """An open volume: `tree` and `contents` to work on, `prepare` and `acknowledge` to commit."""
 
-    def __init__(self, tree: Tree, slots: Slots, journal: Journal) -> None:
+    def __init__(self, tree: Tree, slots: Slots, journal: Journal, volume_id: bytes) -> None:
         """Assemble; `open_volume` is the way to get one."""
+        self.volume_id = volume_id
         self.tree = tree
         self.contents = Contents(tree, slots)
         self.in_flight: Push | None = None
