@@ -26,7 +26,7 @@ from secfl.protocol.public import Founders
 from secfl.tee.attester import Attester
 from secfl.tee.worker import VerifierPool
 
-__all__ = ["STORE_FILE", "serve"]
+__all__ = ["STORE_FILE", "serve", "serve_service"]
 
 STORE_FILE = "manager.sqlite"
 _SHUTDOWN_SECONDS = 5.0
@@ -42,6 +42,7 @@ def serve(config: LaunchConfig, attester: Attester, *, ready: Callable[[str], No
     Raises:
         SecflError: the configuration, the store, the collateral or the platform does not serve.
     """
+    split_address(config.listen)
     directory = Path(config.state_dir)
     if not directory.is_dir():
         raise ConfigError("launch.state_dir", "the state directory does not exist", path=config.state_dir)
@@ -61,28 +62,46 @@ def serve(config: LaunchConfig, attester: Attester, *, ready: Callable[[str], No
             service = ManagerService(manager, world)
             identity = manager.state.identity
             tls = tls_context(to_pem(identity.public.certificate), identity.tls_key.to_pem())
-            asyncio.run(_serve(service, tls, config.listen, ready))
+            asyncio.run(_until_signal(service, tls, config.listen, ready))
     finally:
         store.close()
 
 
-async def _serve(service: ManagerService, tls: ssl.SSLContext, address: str, ready: Callable[[str], None]) -> None:
+async def serve_service(
+    service: ManagerService, tls: ssl.SSLContext, address: str, ready: Callable[[str], None], stop: asyncio.Event
+) -> None:
+    """Serve until `stop` is set.
+
+    Args:
+        address: `host:port`; port 0 takes a free one.
+        ready: called with the address that is served.
+
+    Raises:
+        ConfigError: `launch.listen` or `client.address`.
+        SecflError: as `ManagerService.start`.
+    """
+    await service.start()
+    host, _, port = address.rpartition(":")
+    runner = web.AppRunner(application(service), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, int(port), ssl_context=tls, reuse_address=True)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError("launch.listen", f"cannot listen: {error.strerror}", address=address) from error
+        ready("{}:{}".format(*runner.addresses[0][:2]))
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+
+
+async def _until_signal(
+    service: ManagerService, tls: ssl.SSLContext, address: str, ready: Callable[[str], None]
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         # As PID 1 of its namespace the process has no default action for either.
         loop.add_signal_handler(number, stop.set)
-    await service.start()
-    host, port = split_address(address)
-    runner = web.AppRunner(application(service), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port, ssl_context=tls, reuse_address=True)
-        try:
-            await site.start()
-        except OSError as error:
-            raise ConfigError("launch.listen", f"cannot listen: {error.strerror}", address=address) from error
-        ready(address)
-        await stop.wait()
-    finally:
-        await runner.cleanup()
+    await serve_service(service, tls, address, ready, stop)

@@ -19,6 +19,7 @@ from secfl.errors import (
     UnavailableError,
     VerificationError,
 )
+from secfl.policy.findings import PolicyError, PolicyFinding
 from secfl.protocol.message import Message
 
 __all__ = ["Failure", "FailureBody", "FailureFinding", "decode_failure", "encode_failure"]
@@ -36,6 +37,9 @@ _CLASSES: dict[str, type[SecflError]] = {
         VerificationError,
     )
 }
+
+
+_KINDS = frozenset({*_CLASSES, AppraisalError.__name__, SecflError.__name__})
 
 
 class FailureFinding(Message):
@@ -71,15 +75,14 @@ def encode_failure(error: Exception) -> tuple[int, bytes]:
             kind="SecflError", code="internal", message="an internal error; see the log", details={}, findings=()
         )
         return 500, Failure(error=body).encode()
-    findings = error.findings if isinstance(error, AppraisalError) else ()
     body = FailureBody(
-        kind=type(error).__name__,
+        kind=next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _KINDS),
         code=error.code,
         message=error.message,
         hint=error.hint,
         details={name: value for name, value in error.details.items() if value is not None},
         findings=tuple(
-            FailureFinding(rule=f.rule, expected=f.expected, actual=f.actual, remedy=f.remedy) for f in findings
+            FailureFinding(rule=f.rule, expected=f.expected, actual=f.actual, remedy=f.remedy) for f in _findings(error)
         ),
     )
     return error.http_status, Failure(error=body).encode()
@@ -95,3 +98,7 @@ def decode_failure(data: bytes) -> SecflError:
     if body.kind == AppraisalError.__name__ and body.findings:
         return AppraisalError([Finding(f.rule, f.expected, f.actual, f.remedy) for f in body.findings])
     return _CLASSES.get(body.kind, SecflError)(body.code, body.message, hint=body.hint, **body.details)
+
+
+def _findings(error: SecflError) -> tuple[Finding | PolicyFinding, ...]:
+    return error.findings if isinstance(error, AppraisalError | PolicyError) else ()

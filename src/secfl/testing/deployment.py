@@ -1,0 +1,382 @@
+"""A deployment in memory: parties, simulated machines and a real manager core, without network and disk.
+
+Requests go through the same bytes as over the network. What an adversary does differently is a changed argument.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from secfl.attestation.binding import Purpose
+from secfl.attestation.evidence import Evidence
+from secfl.attestation.statement import Isolation, LaunchClaims
+from secfl.crypto import strict_json
+from secfl.crypto.encoding import to_base64url
+from secfl.crypto.hpke import SealingKey, seal_to
+from secfl.crypto.signing import SigningKey
+from secfl.errors import SecflError
+from secfl.manager.core import Manager, Outcome
+from secfl.manager.opening import open_manager
+from secfl.manager.sealer import AttesterSealer
+from secfl.manager.step import Settings
+from secfl.manager.store import MemoryStore, Store
+from secfl.policy.grants import Grant
+from secfl.policy.version import policy_hash
+from secfl.protocol.binding import Subject, service_binding
+from secfl.protocol.failure import decode_failure
+from secfl.protocol.message import Message
+from secfl.protocol.party import (
+    Deposit,
+    GrantReply,
+    Proposal,
+    ProposalReply,
+    Vote,
+    VoteReply,
+    deposit_context,
+)
+from secfl.protocol.payload import ServicePayload
+from secfl.protocol.public import (
+    AttestReply,
+    AttestRequest,
+    Founder,
+    Founders,
+    RenewReply,
+    RenewRequest,
+    payload_context,
+)
+from secfl.protocol.routes import route
+from secfl.protocol.service import ServiceCall
+from secfl.tee.simulated.machine import MEASUREMENT_BYTES, SimulatedMachine
+from secfl.tee.simulated.vendor import Vendor
+from secfl.tee.verifier import verify
+from secfl.testing.forge import NOW
+
+__all__ = ["MANAGER_MEASUREMENT", "MEASUREMENT", "Deployment", "MachineAttester", "Member", "Workload"]
+
+KIND = "tdx"
+MEASUREMENT = bytes([0x4D]) * MEASUREMENT_BYTES[KIND]
+"""Measurement of every good workload."""
+MANAGER_MEASUREMENT = bytes([0x3A]) * MEASUREMENT_BYTES[KIND]
+
+
+class MachineAttester:
+    """The attester of a program with a given measurement on a simulated machine."""
+
+    def __init__(self, machine: SimulatedMachine, measurement: bytes = MEASUREMENT) -> None:
+        self._machine = machine
+        self._measurement = measurement
+
+    @property
+    def kind(self) -> str:
+        """Kind of evidence."""
+        return KIND
+
+    @property
+    def platform_id(self) -> bytes:
+        """The machine's id."""
+        return self._machine.platform_id
+
+    def collect(self, report_data: bytes) -> Evidence:
+        """Quote."""
+        return self._machine.quote(KIND, self._measurement, report_data)
+
+    def sealing_key(self, label: str) -> bytes:
+        """Derive."""
+        return self._machine.sealing_key(self._measurement, label)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A party with its private keys."""
+
+    name: str
+    signing: SigningKey = field(default_factory=SigningKey.generate)
+    recipient: SealingKey = field(default_factory=SealingKey.generate)
+
+    def founder(self) -> Founder:
+        """Its entry in a launch configuration."""
+        return Founder(name=self.name, signing_key=self.signing.public.spki, recipient_key=self.recipient.public)
+
+    def entry(self) -> dict[str, str]:
+        """Its entry in a policy."""
+        return {
+            "name": self.name,
+            "recipient_key": to_base64url(self.recipient.public),
+            "signing_key": to_base64url(self.signing.public.spki),
+        }
+
+    def sign(self, name: str, message: Message | Grant) -> bytes:
+        """Sign a request for one operation."""
+        return self.signing.sign_envelope(route(name).purpose, message.encode())
+
+
+class Workload:
+    """A service in its enclave: keys, launch claims, and what it received."""
+
+    def __init__(self, deployment: Deployment, service: str, *, site: str, roots: Mapping[str, bytes]) -> None:
+        """Make the keys of one launch."""
+        self._deployment = deployment
+        self.service = service
+        self.site = site
+        self.attester = MachineAttester(deployment.machines[site])
+        self.tls = SigningKey.generate_p256()
+        self.sealing = SealingKey.generate()
+        self.claims = LaunchClaims(Isolation.FULL, os.urandom(8).hex(), roots=dict(roots))
+        self.study = "heart"
+        self.policy = b""
+        self.lease_id = ""
+        self.sequence = 0
+
+    def evidence(self, purpose: Purpose, nonce: bytes, **changes: Any) -> str:
+        """Collect evidence, over a subject with members changed as given."""
+        subject = {
+            "study": self.study,
+            "service": self.service,
+            "site": self.site,
+            "tls_key": self.tls.public.spki,
+            "sealing_key": self.sealing.public,
+            "deployment_id": self._deployment.deployment_id,
+            "manager_certificate": self._deployment.manager.state.identity.public.certificate,
+        }
+        values = {"nonce": nonce, "policy_hash": policy_hash(self.policy).hex(), "claims": self.claims.encode()}
+        binding = service_binding(
+            purpose,
+            Subject(**(subject | {key: value for key, value in changes.items() if key in subject})),
+            **(values | {key: value for key, value in changes.items() if key in values}),
+        )
+        return self.attester.collect(binding.report_data()).encode().decode()
+
+    def request(self, nonce: bytes, **changes: Any) -> AttestRequest:
+        """An attestation request, good but for the changes."""
+        request = AttestRequest(
+            nonce=nonce,
+            study=self.study,
+            service=self.service,
+            site=self.site,
+            policy_hash=policy_hash(self.policy).hex(),
+            evidence=self.evidence(Purpose.ATTEST, nonce),
+            tls_key=self.tls.public.spki,
+            sealing_key=self.sealing.public,
+            launch_claims=self.claims.encode(),
+        )
+        return request.model_copy(update=changes)
+
+    def attest(self) -> ServicePayload:
+        """Attest and open what comes back.
+
+        Raises:
+            SecflError: the manager refuses.
+        """
+        request = self.request(self._deployment.nonce())
+        reply = AttestReply.decode(self._deployment.attest("attest", request))
+        self.lease_id = reply.lease_id
+        opened = self.sealing.open(
+            reply.sealed, purpose="service-payload", context=payload_context(request.nonce, request.policy_hash)
+        )
+        return ServicePayload.decode(opened)
+
+    def renew(self) -> RenewReply:
+        """Renew the lease.
+
+        Raises:
+            SecflError: the manager refuses.
+        """
+        nonce = self._deployment.nonce()
+        request = RenewRequest(
+            nonce=nonce,
+            lease_id=self.lease_id,
+            policy_hash=policy_hash(self.policy).hex(),
+            evidence=self.evidence(Purpose.RENEW, nonce),
+            launch_claims=self.claims.encode(),
+        )
+        return RenewReply.decode(self._deployment.attest("renew", request))
+
+    def signed(self, name: str, body: Message) -> bytes:
+        """Sign the next service call."""
+        self.sequence += 1
+        call = ServiceCall(
+            deployment_id=self._deployment.deployment_id,
+            lease_id=self.lease_id,
+            sequence=self.sequence,
+            body=strict_json.decode(body.encode()),
+        )
+        return self.tls.sign_envelope(route(name).purpose, call.encode())
+
+    def call(self, name: str, body: Message) -> bytes:
+        """Make a service call.
+
+        Raises:
+            SecflError: the manager refuses.
+        """
+        return self._deployment.send(name, self.signed(name, body))
+
+
+class Deployment:
+    """A manager and its parties."""
+
+    def __init__(
+        self, *names: str, sites: tuple[str, ...] = ("cleveland",), store: Store | None = None, now: int = NOW
+    ) -> None:
+        """Found a deployment for the parties and give each site a machine."""
+        self.now = now
+        self.vendor = Vendor.create(now)
+        self.machines = {site: SimulatedMachine.enroll(self.vendor, now=now) for site in (*sites, "manager")}
+        self.members = {name: Member(name) for name in names}
+        self.founders = Founders(founders=tuple(member.founder() for member in self.members.values()))
+        self.sealer = AttesterSealer(MachineAttester(self.machines["manager"], MANAGER_MEASUREMENT))
+        self.store = store or MemoryStore()
+        self.settings = Settings()
+        self.manager = self.reopened()
+
+    @property
+    def deployment_id(self) -> str:
+        """The manager's deployment."""
+        return self.manager.state.identity.deployment_id
+
+    @property
+    def domain(self) -> str:
+        """Trust domain of the machines."""
+        return self.vendor.anchor().domain
+
+    def reopened(self) -> Manager:
+        """Start a manager from the store, as after a crash.
+
+        Raises:
+            SecflError: the store does not hold.
+        """
+        return open_manager(
+            self.store, self.sealer, self.founders, now=self.now, random=os.urandom, settings=self.settings
+        )
+
+    def settle(self, outcome: Outcome) -> bytes:
+        """Write the entries and give the answer.
+
+        Raises:
+            SecflError: the manager refused.
+        """
+        if outcome.entries:
+            self.store.append([entry.row for entry in outcome.entries])
+        if outcome.status != 200:
+            raise decode_failure(outcome.body)
+        return outcome.body
+
+    def send(self, name: str, body: bytes) -> bytes:
+        """Make a signed request.
+
+        Raises:
+            SecflError: the manager refused.
+        """
+        return self.settle(self.manager.handle(route(name), body, now=self.now, random=os.urandom))
+
+    def nonce(self) -> bytes:
+        """Take a nonce."""
+        return self.manager.nonce(now=self.now, random=os.urandom).nonce
+
+    def attest(self, name: str, request: Message) -> bytes:
+        """Send an attestation request, with its evidence verified in this process.
+
+        Raises:
+            SecflError: the manager refused.
+        """
+        attempt = self.manager.begin(route(name), request.encode(), now=self.now, random=os.urandom)
+        if isinstance(attempt, Outcome):
+            return self.settle(attempt)
+        try:
+            evidence = attempt.parsed_evidence()
+            verified: Any = verify(evidence, self.vendor.collateral(KIND, self.now), self.vendor.anchor(), self.now)
+        except SecflError as error:
+            verified = error
+        return self.settle(
+            self.manager.finish(attempt, verified, collateral="00" * 32, now=self.now, random=os.urandom)
+        )
+
+    def proposal(self, name: str, policy: bytes, predecessor: str | None = None) -> Proposal:
+        """A proposal document."""
+        return Proposal(
+            deployment_id=self.deployment_id,
+            name=name,
+            policy=policy,
+            predecessor=predecessor,
+            expires=self.now + 86_400,
+        )
+
+    def vote(self, member: str, document: Proposal, reply: ProposalReply, *, approve: bool = True) -> str:
+        """Vote on a proposal; gives its state.
+
+        Raises:
+            SecflError: the manager refused.
+        """
+        ballot = Vote(
+            deployment_id=self.deployment_id,
+            name=document.name,
+            proposal=reply.proposal,
+            policy_hash=reply.policy_hash,
+            predecessor=document.predecessor,
+            approve=approve,
+        )
+        return VoteReply.decode(self.send("policies/vote", self.members[member].sign("policies/vote", ballot))).state
+
+    def propose(self, member: str, document: Proposal) -> ProposalReply:
+        """Propose.
+
+        Raises:
+            SecflError: the manager refused.
+        """
+        body = self.members[member].sign("policies/propose", document)
+        return ProposalReply.decode(self.send("policies/propose", body))
+
+    def activate(self, name: str, policy: bytes, *voters: str, predecessor: str | None = None) -> str:
+        """Propose a policy and let all voters agree; gives its hash.
+
+        Raises:
+            SecflError: the manager refused.
+        """
+        document = self.proposal(name, policy, predecessor)
+        reply = self.propose(voters[0], document)
+        for voter in voters:
+            self.vote(voter, document, reply)
+        return reply.policy_hash
+
+    def deposit(self, member: str, policy: str, volume: str, root: bytes, key: bytes) -> None:
+        """Deposit a volume key.
+
+        Raises:
+            SecflError: the manager refused.
+        """
+        context = deposit_context(self.deployment_id, policy, volume, root.hex())
+        sealing_key = self.manager.state.identity.public.sealing_key
+        document = Deposit(
+            deployment_id=self.deployment_id,
+            policy=policy,
+            volume=volume,
+            root=root.hex(),
+            sealed_key=seal_to(sealing_key, key, purpose="volume-key", context=context),
+        )
+        self.send("volumes/deposit", self.members[member].sign("volumes/deposit", document))
+
+    def grant(self, member: str, volume: tuple[str, str, bytes], study: tuple[str, str], *, expires: int) -> str:
+        """Grant a study the reading of a volume; gives the grant's id.
+
+        Args:
+            volume: the owner's policy, the volume's name there, and its root.
+            study: the study's policy and its hash.
+
+        Raises:
+            SecflError: the manager refused.
+        """
+        document = Grant.model_validate(
+            {
+                "deployment_id": self.deployment_id,
+                "policy": volume[0],
+                "volume": volume[1],
+                "root": volume[2],
+                "rights": ("read",),
+                "study": study[0],
+                "study_policy_hash": bytes.fromhex(study[1]),
+                "expires": expires,
+            }
+        )
+        return GrantReply.decode(self.send("grants", self.members[member].sign("grants", document))).grant
