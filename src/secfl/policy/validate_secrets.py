@@ -42,14 +42,28 @@ def _certificate(
             shown(secret.private_key),
             "declare such a secret",
         )
-    if isinstance(secret, CertificateSecret) and not isinstance(secrets.get(secret.issuer), AuthoritySecret):
-        # Only a self-signed authority issues, so that chains have length two and cannot be circular.
+    if isinstance(secret, CertificateSecret):
+        yield from _issuer(path, secret, secrets.get(secret.issuer))
+
+
+def _issuer(path: Path, secret: CertificateSecret, issuer: Secret | None) -> Iterator[RuleBreach]:
+    # Only a self-signed authority issues, so that chains have length two and cannot be circular.
+    if not isinstance(issuer, AuthoritySecret):
         yield RuleBreach(
             "policy.certificate_issuer",
             (*path, "issuer"),
             "a secret of kind x509-ca",
             shown(secret.issuer),
             "declare it",
+        )
+    elif secret.valid_for > issuer.valid_for // 3:
+        # An authority is renewed when a third of its time is left: no leaf of it may last longer than that.
+        yield RuleBreach(
+            "policy.certificate_outlives_issuer",
+            (*path, "valid_for"),
+            "at most a third of the time of its issuer",
+            f"{secret.valid_for // 3600} of {issuer.valid_for // 3600} hours",
+            "shorten it, or lengthen the issuer's valid_for",
         )
 
 
