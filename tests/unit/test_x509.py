@@ -153,12 +153,14 @@ def test_another_signature_algorithm_is_refused() -> None:
     assert code_of(by_hand(*GOOD, algorithm=SHA384())) == (VerificationError, "certificate.form")
 
 
-def test_any_flipped_byte_of_a_leaf_is_refused() -> None:
-    """No byte of a certificate can change unnoticed."""
+def test_any_flipped_bit_of_a_leaf_is_refused() -> None:
+    """No bit of a certificate can change unnoticed, not even in the count of unused bits before its signature."""
     leaf = issue_leaf(CA, KEY.public, PROFILE)
-    for index in range(len(leaf)):
+    for bit in range(8 * len(leaf)):
+        changed = bytearray(leaf)
+        changed[bit // 8] ^= 1 << bit % 8
         with pytest.raises(SecflError):
-            check(leaf[:index] + bytes([leaf[index] ^ 1]) + leaf[index + 1 :])
+            check(bytes(changed))
 
 
 def test_trailing_bytes_and_oversized_certificates_are_refused() -> None:

@@ -160,7 +160,7 @@ def from_pem(pem: bytes) -> bytes:
 
 
 def touch(certificate: x509.Certificate) -> x509.Certificate:
-    """Read every member of a certificate that is parsed lazily, so that malformed ones show now.
+    """Read every member of a certificate that is parsed lazily, so that malformed and second encodings show now.
 
     Raises:
         Exception: one of `PARSE_ERRORS`.
@@ -169,6 +169,9 @@ def touch(certificate: x509.Certificate) -> x509.Certificate:
     for member in (*members, "signature_hash_algorithm", "extensions"):
         getattr(certificate, member)
     certificate.public_key()
+    # The parser takes a BIT STRING with unused bits for the same signature: a second encoding of one certificate.
+    if not certificate.public_bytes(Encoding.DER).endswith(b"\0" + certificate.signature):
+        raise ValueError("the signature has unused bits")
     return certificate
 
 
