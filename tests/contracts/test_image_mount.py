@@ -5,52 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from image_world import CONTENT, KEY, Memory, store
-from secfl.errors import ConfigError, SecflError
+from mount_world import in_private_namespace
+from secfl.errors import SecflError
 from secfl.linux.fuse_mount import fork_server, mount_fuse, open_device
 from secfl.linux.image_server import serve_image
 from secfl.linux.images import open_image_directory, pack_image
-from secfl.linux.mounts import make_private
-from secfl.linux.namespaces import map_single_user
-from secfl.linux.syscalls import CloneFlags, umount, unshare
+from secfl.linux.syscalls import umount
 from secfl.volume.image import SealedImage, open_image
 from secfl.volume.image_manifest import Mode
-
-UNAVAILABLE = 77
-
-
-def _in_private_namespace(body: Callable[[], None]) -> None:
-    """Run `body` in a child with user and mount namespaces of its own; its failure is the test's."""
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            try:
-                map_single_user(0)
-                unshare(CloneFlags.NEWNS)
-                make_private()
-                os.close(open_device())
-            except ConfigError:
-                status = UNAVAILABLE
-            else:
-                body()
-                status = 0
-        except BaseException:  # noqa: BLE001 - a child has no other way to tell
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if status == UNAVAILABLE:
-        pytest.skip("this machine offers no user namespaces or no FUSE device")
-    assert status == 0
 
 
 def _serve(image: SealedImage, top: Path, *, keep: tuple[int, ...] = (), log: Path | None = None) -> int:
@@ -103,7 +71,7 @@ def test_programs_see_the_packed_tree(mode: Mode, tmp_path: Path) -> None:
         umount(str(top))
         assert os.waitstatus_to_exitcode(os.waitpid(server, 0)[1]) == 0
 
-    _in_private_namespace(body)
+    in_private_namespace(body)
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -122,7 +90,7 @@ def test_fs_01_a_changed_chunk_is_an_input_output_error(mode: Mode, tmp_path: Pa
         assert (top / "sub" / "b.bin").read_bytes() == CONTENT["sub/b.bin"]
         assert (top / "sub" / "big.bin").read_bytes() == CONTENT["sub/big.bin"]
 
-    _in_private_namespace(body)
+    in_private_namespace(body)
     assert set(log.read_text().split()) == {"volume.chunk_invalid"}
 
 
@@ -139,7 +107,7 @@ def test_reads_fail_once_the_server_is_gone(tmp_path: Path) -> None:
         os.waitpid(server, 0)
         assert _errno((top / "a.bin").read_bytes) in (errno.ENOTCONN, errno.ECONNABORTED)
 
-    _in_private_namespace(body)
+    in_private_namespace(body)
 
 
 def test_a_server_dies_with_its_parent(tmp_path: Path) -> None:
@@ -151,7 +119,7 @@ def test_a_server_dies_with_its_parent(tmp_path: Path) -> None:
     def body() -> None:
         note.write_text(str(_serve(image, top)))
 
-    _in_private_namespace(body)
+    in_private_namespace(body)
     server = int(note.read_text())
     for _ in range(100):
         state = Path(f"/proc/{server}/stat")

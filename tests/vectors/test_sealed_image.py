@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from image_world import StoredImage, read_all
 
+from image_world import StoredImage, read_all
 from secfl.errors import SecflError
 from secfl.volume.image import image_root
 from secfl.volume.image_manifest import Kind, Mode
