@@ -27,20 +27,20 @@ class Crash(BaseException):
 
 @dataclass(slots=True)
 class Fault:
-    """Strike at operation number `at`, counted from one; zero means never."""
+    """Strike at operation number `at`, counted from one; zero means never. `names` lists the operations so far."""
 
     at: int = 0
     kind: FaultKind = "crash_before"
-    seen: int = 0
+    names: list[str] = field(default_factory=list)
 
-    def strike(self, work: Callable[[], None], torn: Callable[[], None]) -> None:
+    def strike(self, name: str, work: Callable[[], None], torn: Callable[[], None]) -> None:
         """Do one operation, or fail in its place.
 
         Raises:
             OSError: `ENOSPC` or `EIO`, as planned.
         """
-        self.seen += 1
-        if self.seen != self.at:
+        self.names.append(name)
+        if len(self.names) != self.at:
             work()
         elif self.kind == "crash_after":
             work()
@@ -75,24 +75,27 @@ class MemoryFile:
 
     def pwrite(self, offset: int, data: bytes) -> None:
         """Write all bytes; a torn write leaves the first half."""
-        self.fault.strike(lambda: self._put(offset, data), lambda: self._put(offset, data[: len(data) // 2]))
+        self.fault.strike("pwrite", lambda: self._put(offset, data), lambda: self._put(offset, data[: len(data) // 2]))
 
     def truncate(self, size: int) -> None:
         """Cut the file."""
-        self.fault.strike(lambda: self._cut(size), lambda: None)
+        self.fault.strike("truncate", lambda: self._cut(size), lambda: None)
 
     def sync(self) -> None:
         """Make the content durable."""
-        self.fault.strike(self._settle, lambda: None)
+        self.fault.strike("sync", self._settle, lambda: None)
 
     def replace(self, data: bytes) -> None:
         """Replace the content atomically and durably."""
-        self.fault.strike(lambda: self._renew(data), lambda: None)
+        self.fault.strike("replace", lambda: self._renew(data), lambda: None)
 
-    def after_crash(self, fault: Fault, *, keep_unsynced: bool) -> MemoryFile:
-        """Return the file as the next start finds it."""
-        data = bytes(self.data) if keep_unsynced else self.durable
-        return MemoryFile(fault, bytearray(data), data)
+    def after_kill(self) -> MemoryFile:
+        """Return the file as the next start finds it when only the process ended: nothing is lost yet."""
+        return MemoryFile(Fault(), bytearray(self.data), self.durable)
+
+    def after_power_loss(self) -> MemoryFile:
+        """Return the file as the next start finds it when the machine ended: only what is durable."""
+        return MemoryFile(Fault(), bytearray(self.durable), self.durable)
 
     def _put(self, offset: int, data: bytes) -> None:
         self.data.extend(bytes(max(0, offset - len(self.data))))

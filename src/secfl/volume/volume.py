@@ -74,9 +74,15 @@ def open_volume(
         replay.apply(link.changes)
         steps.append(link.step)
         end = link.end
-    pending = _unacknowledged(head, steps, damaged=files.journal.size() != end)
+    damaged = files.journal.size() != end
+    pending = _unacknowledged(head, steps, damaged=damaged)
     tree = replay.finish()
-    files.journal.truncate(end)
+    if damaged:
+        files.journal.truncate(end)  # a crash cut the last record short; nobody was told that it is durable
+    if pending:
+        # A killed process leaves what only the page cache holds: durable first, then acknowledged.
+        files.slots.sync()
+        files.journal.sync()
     for step in pending:
         keeper.push(*step)
     epoch = os.urandom(EPOCH_BYTES)
@@ -228,6 +234,7 @@ class Volume:
             OSError: as `prepare`.
             StateError: as `prepare`.
         """
+        self.require_usable()
         if self.in_flight is not None:
             self._push(keeper, self.in_flight)
         step = self.prepare()
