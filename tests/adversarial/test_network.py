@@ -450,7 +450,7 @@ def test_fl_27_a_request_in_the_name_of_another_node_is_refused(value: str) -> N
     nw.run(scenario)
 
 
-@pytest.mark.parametrize("reason", ["lapsed", "revoked"])
+@pytest.mark.parametrize("reason", ["lapsed", "revoked", "withdrawn"])
 def test_fl_27_a_peer_that_lapses_or_is_revoked_loses_its_live_connections(reason: str) -> None:
     """A held request ends within a second, and the next one is refused at the door."""
 
@@ -461,17 +461,25 @@ def test_fl_27_a_peer_that_lapses_or_is_revoked_loses_its_live_connections(reaso
         held = asyncio.get_running_loop().create_task(client.post("/v1/fleet/pull-messages").__aenter__())
         await asyncio.sleep(0.1)
         started = time.monotonic()
+        name = (world.trainer.site, world.trainer.node_key)
         if reason == "lapsed":
             world.clock[0] = 700
+        elif reason == "revoked":
+            world.gateway.update_revoked(frozenset({name}))
         else:
-            world.gateway.update_revoked(frozenset({(world.trainer.site, world.trainer.node_key)}))
+            world.gateway.update_leases({name: int(time.time()) + 600})
+            world.gateway.update_leases({})
         assert (await held).status == 503
         assert time.monotonic() - started < 1
         calls = len(world.program.calls)
         async with client.post("/v1/fleet/x") as response:
             assert response.status == 503
         assert len(world.program.calls) == calls
-        assert world.events[0]["code"] == {"lapsed": "peer.lease_lapsed", "revoked": "peer.revoked"}[reason]
+        assert world.events[0]["code"] == ("peer.lease_lapsed" if reason == "lapsed" else "peer.revoked")
+        if reason == "withdrawn":
+            world.gateway.update_leases({name: int(time.time()) + 600})
+            async with client.post("/v1/fleet/x") as response:
+                assert response.status == 200
         assert sidecar is not None
 
     nw.run(scenario)

@@ -115,6 +115,7 @@ class Gateway:
         self._sessions = Sessions(setup.sealing_key)
         self._leases: dict[tuple[str, str], int] = {}
         self._revoked: frozenset[tuple[str, str]] = frozenset()
+        self._withdrawn: set[tuple[str, str]] = set()
         self._upstream = Upstream(
             setup.upstream,
             authority=setup.upstream_ca,
@@ -147,8 +148,14 @@ class Gateway:
         self._listener.replace_context(server_context(identity, self._setup.study_ca), identity.leaf_hash)
 
     def update_leases(self, leases: dict[tuple[str, str], int]) -> None:
-        """Take the manager's latest word on leases, by site and node key."""
+        """Take the manager's latest list of peers, by site and node key.
+
+        A peer that the manager listed and lists no more is dropped; one that it never listed may be newer than the
+        list and is judged by its certificate.
+        """
+        self._withdrawn = (self._withdrawn | self._leases.keys()) - leases.keys()
         self._leases = leases
+        self._drop_refused()
 
     def update_revoked(self, revoked: frozenset[tuple[str, str]]) -> None:
         """Take the revoked peers, by site and node key, and drop their connections."""
@@ -194,7 +201,7 @@ class Gateway:
         if guest.peer is None:
             raise AuthorizationError("tls.no_certificate", "the peer is not known")
         name = (guest.peer.site, guest.peer.node_key)
-        if name in self._revoked:
+        if name in self._revoked or name in self._withdrawn:
             raise AuthorizationError("peer.revoked", "the peer was excluded", site=guest.peer.site)
         return self._setup.peers.admit(guest.peer, self._setup.clock(), lease_until=self._leases.get(name))
 

@@ -115,7 +115,9 @@ class Connection(RequestHandler):
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """Answer what the HTTP parser or a defect refused with a fixed sentence; details stay inside."""
-        del request, exc, message
+        del request, message
+        if status >= 500:
+            self.log_exception("a request failed by a defect", exc_info=exc)
         code = "gateway.malformed_request" if status < 500 else "gateway.internal"
         return exchange.refusal_response(status, code, "the request cannot be handled")
 
