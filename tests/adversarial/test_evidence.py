@@ -126,6 +126,20 @@ def test_ev_01_flipped_bits_of_the_collateral_are_refused(workload: AttestedWork
             refused(replace(case, collateral=replace(case.collateral, **{name: member})))
 
 
+P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+
+def test_ev_08_a_quote_with_the_twin_signature_is_the_same_evidence(workload: AttestedWorkload) -> None:
+    """Every ECDSA signature has a twin, so that a quote has two byte forms: both have one evidence digest."""
+    case, kind = workload.case(), workload.forge.kind
+    blob, s = bytearray(case.evidence.blob), REPORT_BYTES[kind] + 4 + 32
+    twin = P256_ORDER - int.from_bytes(blob[s : s + 32], "big")
+    blob[s : s + 32] = twin.to_bytes(32, "big")
+    other = replace(case, evidence=Evidence(kind, bytes(blob)))
+    assert other.evidence != case.evidence
+    assert other.verify().evidence_digest == case.verify().evidence_digest
+
+
 def test_ev_02_truncation_at_every_length_is_refused(workload: AttestedWorkload) -> None:
     """A quote cut at any length is refused as malformed."""
     case = workload.case()

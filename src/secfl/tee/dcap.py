@@ -85,11 +85,8 @@ def verify_quote(quote: UnverifiedQuote, endorsements: Endorsements, anchor: Tru
     _check_chain(quote, endorsements, anchor)
     # 2. Signatures, quoting enclave, TCB level.
     claims = _run(quote, endorsements, anchor, now)
-    # 3. What the library leaves open. A changed result format is a failure, never a pass (EV-36).
-    try:
-        return _read(claims, quote, endorsements)
-    except (KeyError, TypeError, ValueError) as error:
-        raise VerificationError("evidence.inconsistent", "the verifier's answer cannot be read") from error
+    # 3. What the library leaves open.
+    return _read(claims, quote, endorsements)
 
 
 def _check_chain(quote: UnverifiedQuote, endorsements: Endorsements, anchor: TrustAnchor) -> None:
@@ -137,6 +134,14 @@ def _reason(text: str) -> VerificationError:
 
 
 def _read(claims: dict[str, Any], quote: UnverifiedQuote, endorsements: Endorsements) -> DcapClaims:
+    # A changed form of the answer is a failure, never a pass (EV-36).
+    try:
+        return _checked(claims, quote, endorsements)
+    except (KeyError, TypeError, ValueError) as error:
+        raise VerificationError("evidence.inconsistent", "the verifier's answer cannot be read") from error
+
+
+def _checked(claims: dict[str, Any], quote: UnverifiedQuote, endorsements: Endorsements) -> DcapClaims:
     status = claims["tcb"]["status"]
     if status not in TOLERABLE_STATUSES:
         raise VerificationError("evidence.tcb_status", "a TCB status that is not acceptable", actual=str(status)[:64])
