@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import ssl
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 from yarl import URL
 
 import network_world as nw
+from secfl.crypto.hpke import SealingKey
+from secfl.shield.gateway import Gateway
 from secfl.shield.identity import PeerRules, client_context, node_key_header
 from secfl.shield.listener import Limits
 
@@ -503,3 +508,95 @@ def test_nw_05_the_tls_key_is_in_no_file(tmp_path: Path) -> None:
     client_context(study.enclave("aggregator").identity, study.ca_pem)
     assert len(os.listdir("/proc/self/fd")) == before[1]  # noqa: PTH208
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_nw_16_certificates_that_run_out_are_renewed_before_or_end_in_a_clear_error() -> None:
+    """Traffic crosses the expiry of a renewed certificate; without renewal nothing more reaches the program."""
+
+    async def scenario(world: nw.World) -> None:
+        short = world.study.enclave("trainer-cleveland", lease=2)
+        forgetful = world.study.enclave("trainer-cleveland", site="hungarian", lease=2)
+        sidecar, client = await world.sidecar(short)
+        _, other = await world.sidecar(forgetful)
+        until = asyncio.get_running_loop().time() + 3
+        async with other.post("/v1/fleet/x", data=b"ab") as response:
+            assert response.status == 200
+        sidecar.update_identity(world.study.renew(short).identity)
+        while asyncio.get_running_loop().time() < until:
+            async with client.post("/v1/fleet/x", data=b"ab") as response:
+                assert await response.read() == b"ba"
+            await asyncio.sleep(0.1)
+        calls = len(world.program.calls)
+        async with other.post("/v1/fleet/x", data=b"ab") as response:
+            assert (response.status, await nw.code_of(response)) == (503, "sidecar.gateway_unavailable")
+        assert len(world.program.calls) == calls
+
+    nw.run(scenario)
+
+
+@pytest.mark.slow
+def test_nw_16_a_gateway_whose_certificate_ran_out_gets_nothing() -> None:
+    """The sidecar stops by itself when the gateway's lease ends, on live connections too."""
+
+    async def scenario(world: nw.World) -> None:
+        world.gateway.update_identity(world.study.renew(world.aggregator, lease=2).identity)
+        _, client = await world.sidecar()
+        async with client.post("/v1/fleet/x", data=b"ab") as response:
+            assert response.status == 200
+        calls = len(world.program.calls)
+        await asyncio.sleep(2.2)
+        async with client.post("/v1/fleet/x", data=b"ab") as response:
+            assert (response.status, await nw.code_of(response)) == (503, "sidecar.gateway_unavailable")
+        assert len(world.program.calls) == calls
+
+    nw.run(scenario)
+
+
+def test_nw_02_a_gateway_with_another_sealing_key_than_attested_gets_nothing() -> None:
+    """Whoever ends TLS with an attested leaf but does not hold the attested sealing key gets no session."""
+
+    async def scenario(world: nw.World) -> None:
+        world.gateway.update_identity(world.study.enclave("aggregator").identity)
+        _, client = await world.sidecar()
+        async with client.post("/v1/fleet/x", data=b"ab") as response:
+            assert response.status == 503
+            assert "session.sealing_key" in (await response.read()).decode()
+        assert world.program.calls == []
+
+    nw.run(scenario)
+
+
+def test_nw_02_a_trainer_with_another_sealing_key_than_attested_gets_no_session() -> None:
+    """The gateway seals its secret only to the key in the peer's attestation result."""
+
+    async def scenario(world: nw.World) -> None:
+        mixed = replace(world.trainer, sealing_key=SealingKey.generate())
+        _, client = await world.sidecar(mixed)
+        async with client.post("/v1/fleet/x", data=b"ab") as response:
+            assert response.status == 503
+            assert "session.sealing_key" in (await response.read()).decode()
+        assert world.program.calls == []
+
+    nw.run(scenario)
+
+
+def test_nw_05_the_program_is_reached_only_through_the_given_sockets() -> None:
+    """The gateway makes no socket of its own towards the program: one of its own would be outside the namespace."""
+
+    async def scenario(world: nw.World) -> None:
+        made: list[object] = []
+
+        def factory(address: Any) -> socket.socket:
+            made.append(address)
+            return socket.socket(address[0], address[1])
+
+        listen = nw.listening()
+        gateway = Gateway(world.setup, listen, socket_factory=factory)
+        world.stack.enter_context(nw.background(gateway.run()))
+        _, client = await world.sidecar(gateway=nw.address_of(listen))
+        async with client.post("/v1/fleet/x", data=b"ab") as response:
+            assert response.status == 200
+        assert len(made) == 1
+
+    nw.run(scenario)
