@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from secfl.errors import ConfigError, UnavailableError
 from secfl.volume.image import MAX_SEALED_MANIFEST_BYTES, SealedImage, image_root, open_image
@@ -31,6 +34,7 @@ __all__ = [
 
 DATA_NAME = "data"
 MANIFEST_NAME = "manifest"
+_PARTIAL_NAME = "manifest.partial"
 DEFAULT_MAX_BYTES = 64 << 30
 """Most plaintext of one image unless the caller allows more: stops a sparse file of a terabyte (FS-08)."""
 _PIECE_BYTES = 1 << 20
@@ -64,6 +68,7 @@ class FileReader:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
         except OSError as error:
             raise UnavailableError("image.unreadable", f"{path} cannot be read: {error.strerror}") from error
+        self._close = weakref.finalize(self, os.close, self.fd)
 
     def pread(self, offset: int, size: int) -> bytes:
         """Read up to `size` bytes; fewer only at the end of the file."""
@@ -76,12 +81,12 @@ class FileReader:
         return piece
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self.fd)
+        """Close the file now rather than with its last use."""
+        self._close()
 
 
 class ImageOutput:
-    """A new image directory being written; appears under its name only when complete.
+    """A new image directory being written; gone again when the `with` block that fills it fails.
 
     Attributes:
         writer: takes the entries.
@@ -93,13 +98,31 @@ class ImageOutput:
         Raises:
             ConfigError: `image.exists` or `volume.key_size`.
         """
+        # The key is checked before anything is made.
+        self.writer = ImageWriter(self._write, mode=mode, key=key)
         try:
             out_dir.mkdir(mode=0o755, parents=True)
         except FileExistsError as error:
             raise ConfigError("image.exists", f"{out_dir} exists already", hint="choose a new directory") from error
         self._directory = out_dir
         self._data = (out_dir / DATA_NAME).open("xb", buffering=_PIECE_BYTES)
-        self.writer = ImageWriter(self._data.write, mode=mode, key=key)
+
+    def _write(self, piece: bytes) -> None:
+        self._data.write(piece)
+
+    def __enter__(self) -> Self:
+        """Begin to write."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the data; remove what a failure left."""
+        self._data.close()
+        if kind is not None:
+            for name in (DATA_NAME, _PARTIAL_NAME, MANIFEST_NAME):
+                (self._directory / name).unlink(missing_ok=True)
+            self._directory.rmdir()
 
     def finish(self) -> bytes:
         """Write the manifest last, durably, and give the image's root.
@@ -110,8 +133,7 @@ class ImageOutput:
         sealed = self.writer.finish()
         self._data.flush()
         os.fsync(self._data.fileno())
-        self._data.close()
-        partial = self._directory / (MANIFEST_NAME + ".partial")
+        partial = self._directory / _PARTIAL_NAME
         with partial.open("xb") as file:
             file.write(sealed)
             file.flush()
@@ -151,7 +173,8 @@ def pack_image(
     except OSError as error:
         raise ConfigError("image.source_unreadable", f"{source_dir} cannot be read: {error.strerror}") from error
     try:
-        return _Packer(top, max_bytes).pack(ImageOutput(out_dir, mode=mode, key=key))
+        with ImageOutput(out_dir, mode=mode, key=key) as output:
+            return _Packer(top, max_bytes).pack(output)
     except OSError as error:
         raise ConfigError("image.source_unreadable", f"packing failed: {error.strerror}") from error
     finally:

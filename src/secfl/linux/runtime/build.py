@@ -245,16 +245,16 @@ class _Tree:
         for path in self._items:
             parts = path.split("/")[:-1]
             directories |= {"/".join(parts[: count + 1]) for count in range(len(parts))}
-        output = ImageOutput(out_dir, mode=Mode.AUTHENTICATED)
         total = 0
-        for path in sorted(directories | self._items.keys(), key=os.fsencode):
-            item = self._items.get(path)
-            if item is None:
-                output.writer.add_directory(path)
-            else:
-                mode = 0o555 if item.executable else 0o444
-                total += output.writer.add_file(path, _content(path, item), mode=mode)
-        return output.finish(), total
+        with ImageOutput(out_dir, mode=Mode.AUTHENTICATED) as output:
+            for path in sorted(directories | self._items.keys(), key=os.fsencode):
+                item = self._items.get(path)
+                if item is None:
+                    output.writer.add_directory(path)
+                else:
+                    mode = 0o555 if item.executable else 0o444
+                    total += output.writer.add_file(path, _content(path, item), mode=mode)
+            return output.finish(), total
 
 
 def _content(path: str, item: _Item) -> Iterator[bytes]:
