@@ -66,8 +66,8 @@ def test_the_installed_files_are_the_wheels() -> None:
     assert contract.check_files() > 500
 
 
-@pytest.mark.parametrize("defect", ["version", "changed", "added", "missing", "no-record"])
-def test_another_installation_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
+@pytest.mark.parametrize("defect", ["version", "changed", "added", "missing", "no-record", "none"])
+def test_another_installation_is_refused(tmp_path: Path, defect: str) -> None:
     """Another version, and a changed, added or missing file, each give an error of their own kind."""
     source = Path(flwr.__file__).parent
     package, information = tmp_path / "flwr", tmp_path / "flwr-1.41.0.dist-info"
@@ -83,12 +83,13 @@ def test_another_installation_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         (package / "serverapp" / "numpy.py").write_text("")
     elif defect == "missing":
         target.unlink()
-    else:
+    elif defect == "no-record":
         (information / "RECORD").unlink()
-    codes = {"version": "engine.flower_version", "no-record": "engine.flower_record"}
-    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    else:
+        shutil.rmtree(information)
+    codes = {"none": "engine.flower_missing", "version": "engine.flower_version", "no-record": "engine.flower_record"}
     with pytest.raises(EngineError) as caught:
-        contract.check_files()
+        contract.check_files(tmp_path)
     assert caught.value.code == codes.get(defect, "engine.flower_modified")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -29,29 +30,19 @@ def check_version() -> str:
     Raises:
         EngineError: `engine.flower_missing`, `engine.flower_version`.
     """
-    try:
-        installed = metadata.version(_PACKAGE)
-    except metadata.PackageNotFoundError as error:
-        raise EngineError("engine.flower_missing", "Flower is not installed", hint="install secfl[flower]") from error
-    if installed != FLOWER_VERSION:
-        raise EngineError(
-            "engine.flower_version",
-            "another Flower release is installed",
-            hint=f"install flwr=={FLOWER_VERSION}",
-            expected=FLOWER_VERSION,
-            actual=installed,
-        )
-    return installed
+    return _find(None).version
 
 
-def check_files() -> int:
-    """Compare every installed Flower file with the hash in its wheel's RECORD; return how many were compared.
+def check_files(site_packages: Path | None = None) -> int:
+    """Compare every Flower file with the hash in its wheel's RECORD; return how many were compared.
+
+    Args:
+        site_packages: the directory to look into, such as that of an image being built; None for this interpreter's.
 
     Raises:
         EngineError: `engine.flower_missing`, `engine.flower_version`, `engine.flower_record`, `engine.flower_modified`.
     """
-    check_version()
-    distribution = metadata.distribution(_PACKAGE)
+    distribution = _find(site_packages)
     record = distribution.read_text("RECORD")
     if record is None:
         raise EngineError("engine.flower_record", "the Flower installation has no RECORD", hint="install from a wheel")
@@ -72,6 +63,22 @@ def check_files() -> int:
     if not listed:
         raise EngineError("engine.flower_record", "RECORD lists no Flower file")
     return len(listed)
+
+
+def _find(site_packages: Path | None) -> metadata.Distribution:
+    path = sys.path if site_packages is None else [str(site_packages)]
+    distribution = next(iter(metadata.distributions(name=_PACKAGE, path=path)), None)
+    if distribution is None:
+        raise EngineError("engine.flower_missing", "Flower is not installed", hint="install secfl[flower]")
+    if distribution.version != FLOWER_VERSION:
+        raise EngineError(
+            "engine.flower_version",
+            "another Flower release is installed",
+            hint=f"install flwr=={FLOWER_VERSION}",
+            expected=FLOWER_VERSION,
+            actual=distribution.version,
+        )
+    return distribution
 
 
 def _compare(path: Path, expected: str) -> None:

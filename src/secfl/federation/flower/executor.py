@@ -83,8 +83,9 @@ def load_component(reference: str, directory: Path, kind: type[Any]) -> Any:
 class _Heartbeat:
     """Keeps the claim of a task alive while the app computes; short tasks never need it."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, *, end_with_run: bool) -> None:
         self._api = TaskApi(endpoint)
+        self._end_with_run = end_with_run
         self._change = threading.Condition()
         self._token: str | None = None
         threading.Thread(target=self._beat, name="task-heartbeat", daemon=True).start()
@@ -110,7 +111,9 @@ class _Heartbeat:
             except SecflError:
                 alive = False
             if not alive and token == self._token:
-                signal.raise_signal(signal.SIGTERM)  # the run is over: nothing that is computed now counts
+                if self._end_with_run:
+                    signal.raise_signal(signal.SIGTERM)  # the run is over: nothing that is computed now counts
+                self.watch(None)  # a client's late reply will be refused; the next task is another matter
 
 
 def _claims(source: TaskSource, wake: int) -> tuple[str, int]:
@@ -140,7 +143,7 @@ def run_client(endpoint: Endpoint, secret: bytes, pins: Pins, app: ClientApp, wa
     """
     source = TaskSource(endpoint, secret, TaskType.CLIENT_APP)
     api = TaskApi(endpoint)
-    heartbeat = _Heartbeat(endpoint)
+    heartbeat = _Heartbeat(endpoint, end_with_run=False)
     while True:
         token, _ = _claims(source, wake)
         api.adopt(token)
@@ -202,7 +205,7 @@ def run_server(endpoint: Endpoint, secret: bytes, pins: Pins, app: ServerApp, fi
     source.close()
     api = TaskApi(endpoint)
     api.adopt(token)
-    heartbeat = _Heartbeat(endpoint)
+    heartbeat = _Heartbeat(endpoint, end_with_run=True)
     heartbeat.watch(token)
     task = api.pull_input()
     TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id

@@ -33,6 +33,9 @@ from secfl.federation.flower.wire import tls_context
 __all__ = ["Aggregator", "Trainer", "fail_on_end", "run_family"]
 
 _TICK_SECONDS = 0.1
+_LOOK_SECONDS = 0.2
+_LOOK_ALONE_SECONDS = 5.0
+"""How often to ask the SuperLink who is online: while sites are expected, and while none is admitted yet."""
 _ARRIVAL = re.compile(r"Receiving: \S+ message")
 """What Flower's SuperNode logs when a message arrives; seeing it saves polling, missing it costs up to a second."""
 
@@ -56,6 +59,7 @@ class Aggregator:
     _wake: int = -1
     _run_id: int | None = None
     _ready: bool = False
+    _next_look: float = 0.0
 
     def start(self, family: Family) -> None:
         """Start the programs.
@@ -67,7 +71,7 @@ class Aggregator:
         directory = Path(self.launch.run_directory)
         (directory / "admitted").mkdir(parents=True, exist_ok=True)
         work = Path(self.launch.work_directory)
-        secret, secret_file = _new_secret(directory / "superlink.secret")
+        secret, secret_file = _new_secret("superlink")
         root = Path(self.launch.root_certificate).read_bytes()
         arguments = superlink_arguments(self.launch, secret_file)
         family.spawn("superlink", lambda: _superlink(arguments))
@@ -77,7 +81,7 @@ class Aggregator:
 
         def execute() -> None:
             os.close(self._wake)
-            code = unpack(self.bundle, _fresh(work.parent / f".{work.name}-app"))
+            code = unpack(self.bundle, _private("app"))
             app = load_component(self.bundle.server, code, ServerApp)
             os.chdir(work)
             _wait_listening(self._endpoint("flwr-serverapp", root))
@@ -94,8 +98,10 @@ class Aggregator:
         Raises:
             EngineError: `engine.run_not_started`, `engine.api_refused`, `engine.peers_unreadable`.
         """
-        if self._run_id is not None and not self._registration_changed():
+        waiting = self._run_id is None and (not self._ready or time.monotonic() >= self._next_look)
+        if not waiting and not self._registration_changed():
             return
+        self._next_look = time.monotonic() + (_LOOK_SECONDS if self._peers.all() else _LOOK_ALONE_SECONDS)
         try:
             online = self._control.online()
         except UnavailableError:
@@ -159,7 +165,7 @@ class Trainer:
         """
         work = Path(self.launch.work_directory)
         work.mkdir(parents=True, exist_ok=True)
-        secret, secret_file = _new_secret(work / "supernode.secret")
+        secret, secret_file = _new_secret("supernode")
         arguments = self.launch.supernode_arguments(secret_file)
         pins = Pins(self.bundle, dict(self.launch.run_config))
         endpoint = Endpoint(HOST, self.launch.port, None, "flwr-clientapp")
@@ -167,7 +173,7 @@ class Trainer:
 
         def execute() -> None:
             os.close(self._wake)
-            code = unpack(self.bundle, _fresh(work / "app"))
+            code = unpack(self.bundle, _private("app"))
             app = load_component(self.bundle.client, code, ClientApp)
             os.chdir(work)
             _wait_listening(endpoint)
@@ -214,17 +220,20 @@ def run_family(family: Family, parties: Mapping[str, Aggregator | Trainer], step
         family.stop()
 
 
-def _new_secret(path: Path) -> tuple[bytes, str]:
+def _new_secret(name: str) -> tuple[bytes, str]:
     secret = secrets.token_bytes(32)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    path = _private(f"{name}.secret")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(secret)
     return secret, str(path)
 
 
-def _fresh(path: Path) -> Path:
-    # Never reuse a directory: what an earlier run or another process left there would be imported.
-    return path.with_name(f"{path.name}-{secrets.token_hex(8)}")
+def _private(name: str) -> Path:
+    # Below Flower's private home, which the environment check demands; never a name that was used before: what an
+    # earlier run or another process left there would be imported.
+    return Path(os.environ["FLWR_HOME"]) / "secfl" / f"{name}-{secrets.token_hex(8)}"
 
 
 def _superlink(arguments: Sequence[str]) -> None:
