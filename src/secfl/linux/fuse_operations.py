@@ -20,7 +20,7 @@ from typing import ClassVar
 from secfl.errors import SecflError
 from secfl.linux.fuse_wire import Attributes, Entry, FileSystemSize, InitFlags, Listed, Request, SetAttributes
 
-__all__ = ["Buffer", "Operations", "ROOT_NODE"]
+__all__ = ["ROOT_NODE", "Buffer", "Operations"]
 
 ROOT_NODE = 1
 Buffer = bytes | bytearray | memoryview

@@ -15,17 +15,17 @@ from enum import IntEnum, IntFlag
 from secfl.errors import EncodingError
 
 __all__ = [
+    "MAX_NAME_BYTES",
+    "MAX_TRANSFER_BYTES",
+    "NANOSECONDS",
+    "REQUEST_BYTES",
     "Attributes",
     "Entry",
     "FileSystemSize",
     "InitFlags",
     "InitRequest",
     "Listed",
-    "MAX_NAME_BYTES",
-    "MAX_TRANSFER_BYTES",
-    "NANOSECONDS",
     "Opcode",
-    "REQUEST_BYTES",
     "Request",
     "SetAttributes",
     "SetAttributesMask",

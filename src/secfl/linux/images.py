@@ -24,9 +24,9 @@ from secfl.volume.image_writer import ImageWriter
 __all__ = [
     "DATA_NAME",
     "DEFAULT_MAX_BYTES",
+    "MANIFEST_NAME",
     "FileReader",
     "ImageOutput",
-    "MANIFEST_NAME",
     "PackedImage",
     "open_image_directory",
     "pack_image",
