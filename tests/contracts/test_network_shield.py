@@ -132,6 +132,40 @@ def test_a_hold_ends_with_the_empty_answer_after_its_time() -> None:
     nw.run(scenario, rules=Rules.parse(["POST /v1/fleet/*"], hold={"/v1/fleet/pull-messages": 1}))
 
 
+def test_a_held_request_is_repeated_when_the_program_says_so() -> None:
+    """With a signal of the program, nobody polls in between."""
+    signal = [0]
+
+    async def scenario(world: nw.World) -> None:
+        _, client = await world.sidecar()
+
+        async def later() -> None:
+            await asyncio.sleep(0.3)
+            assert len(world.program.calls) == 1
+            world.program.waiting = b"work"
+            signal[0] = 1
+
+        with nw.background(later()):
+            async with client.post("/v1/fleet/pull-messages") as response:
+                assert await response.read() == b"work"
+        assert len(world.program.calls) == 2
+
+    nw.run(scenario, pending=lambda: signal[0])
+
+
+def test_an_answer_lingers_as_the_rule_says() -> None:
+    """A client that polls at fixed steps meets a program that is done."""
+
+    async def scenario(world: nw.World) -> None:
+        _, client = await world.sidecar()
+        started = time.monotonic()
+        async with client.post("/v1/fleet/x", data=b"ab") as response:
+            assert await response.read() == b"ba"
+        assert time.monotonic() - started >= 0.15
+
+    nw.run(scenario, rules=Rules.parse(["POST /v1/fleet/*"], linger={"/v1/fleet/x": 150}))
+
+
 def test_a_client_that_leaves_ends_its_hold() -> None:
     """Nobody polls for a client that is gone, which would lose its messages."""
 
