@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import yaml
 
 from secfl.testing.deployment import MEASUREMENT, Deployment, Workload
@@ -98,9 +96,18 @@ def study_policy(deployment: Deployment, owner_hash: str, *, rounds: int = 2) ->
     return _write(document)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes text in quotes, so that no hash looks like a number, and shared objects in full."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
 def _write(document: dict[str, object]) -> bytes:
-    # The copy takes away shared objects, which YAML would write as anchors.
-    return yaml.safe_dump(json.loads(json.dumps(document)), sort_keys=False).encode()
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=10_000).encode()
 
 
 class Heart:
