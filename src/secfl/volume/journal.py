@@ -149,20 +149,21 @@ class Journal:
         """Add one record and make it durable.
 
         Raises:
-            OSError: the host refused; the journal is as before when its cut-back worked.
+            OSError: the host refused; the journal is as before.
             StateError: `volume.journal_failed` when the file's state is unknown now.
         """
         record, step = self._seal(body)
-        try:
-            self._file.pwrite(self.size, record)
-        except OSError:
-            self._cut_back()
-            raise
+        # What a refused write leaves behind the end is overwritten by the next record, or dropped at the next start.
+        self._file.pwrite(self.size, record)
         try:
             self._file.sync()
         except OSError as error:
             # After a failed sync the kernel may have dropped the pages and may report success next time.
-            raise _failed() from error
+            raise StateError(
+                "volume.journal_failed",
+                "the host's storage failed while a commit was written",
+                hint="stop the program, repair the host's storage and mount the volume again",
+            ) from error
         self._advance(step, self.size + len(record))
         return step
 
@@ -185,17 +186,3 @@ class Journal:
     def _advance(self, step: Push, size: int) -> None:
         self.root = Root(step.sequence, step.tag)
         self.size = size
-
-    def _cut_back(self) -> None:
-        try:
-            self._file.truncate(self.size)
-        except OSError as error:
-            raise _failed() from error
-
-
-def _failed() -> StateError:
-    return StateError(
-        "volume.journal_failed",
-        "the host's storage failed while a commit was written",
-        hint="stop the program, repair the host's storage and mount the volume again",
-    )
