@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from secfl.crypto import strict_json
 from secfl.crypto.hpke import SealingKey
 from secfl.crypto.signing import SigningKey
 from secfl.crypto.x509 import Usage, to_pem
@@ -65,8 +66,9 @@ class NetworkShield:
     def __init__(self, network: NetworkNamespace) -> None:
         self._network = network
         self._lines: list[socket.socket] = []
+        self._unread: list[bytes] = []
         self._inside: list[tuple[Egress, socket.socket]] = []
-        self.children: list[int] = []
+        self.children: dict[str, int] = {}
 
     def listen(self, egress: Iterable[Egress]) -> None:
         """Open the sidecars' listeners, so that the program finds them from its first moment.
@@ -101,11 +103,23 @@ class NetworkShield:
         ]
         self._tell(control_line("leases", peers=entries), gateways_only=True)
 
+    def events(self) -> list[dict[str, str]]:
+        """Read what the processes have reported since the last call: refused and dropped peers, for the operator."""
+        events: list[dict[str, str]] = []
+        for index, line in enumerate(self._lines):
+            with contextlib.suppress(BlockingIOError, ConnectionResetError):
+                while data := line.recv(65536, socket.MSG_DONTWAIT):
+                    self._unread[index] += data
+            *lines, self._unread[index] = self._unread[index].split(b"\n")
+            events += [strict_json.decode(entry) for entry in lines]
+        return events
+
     def close(self) -> None:
         """Close the control lines; the processes end."""
         for line in self._lines:
-            line.close()
-        self._lines.clear()
+            # Closing with unread reports would reset the line, and the process would take that for a failure.
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_WR)
 
     def _tell(self, line: bytes, *, gateways_only: bool = False) -> None:
         for index, channel in enumerate(self._lines):
@@ -149,6 +163,7 @@ class NetworkShield:
             return self._network.create_socket(socket.AddressFamily(address[0]), socket.SocketKind(address[1]))
 
         self._fork(
+            f"gateway {ingress.name}",
             listener,
             lambda control: run_gateway(setup, listener, control, socket_factory=upstream_socket),
             keep=(run_directory.fileno(), self._network.fileno()),
@@ -170,7 +185,7 @@ class NetworkShield:
         if egress.tls_certificate is not None and egress.tls_key is not None:
             program_tls = Identity(egress.tls_certificate.encode(), egress.tls_key.encode())
         setup = SidecarSetup(channel=channel, identity=wire.identity, program_tls=program_tls)
-        self._fork(listener, lambda control: run_sidecar(setup, listener, control), keep=())
+        self._fork(f"sidecar {egress.name}", listener, lambda control: run_sidecar(setup, listener, control), keep=())
 
     def _fork(self, listener: socket.socket, serve: Callable[[socket.socket], None], *, keep: Sequence[int]) -> None:
         ours, theirs = socket.socketpair()
@@ -178,4 +193,5 @@ class NetworkShield:
         theirs.close()
         listener.close()
         self._lines.append(ours)
-        self.children.append(pid)
+        self._unread.append(b"")
+        self.children[name] = pid

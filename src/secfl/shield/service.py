@@ -17,6 +17,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from secfl.attestation.statement import Isolation, LaunchClaims
@@ -78,29 +79,13 @@ def run_service(config: LaunchConfig, attester: Attester, phases: Phases) -> int
         return HttpsClient(config.manager, certificate_sha256=hashlib.sha256(certificate).digest())
 
     node_key = NodeKey()
-    claims = LaunchClaims(
-        isolation=Isolation.FULL,
-        instance=secrets.token_hex(16),
-        roots=image_roots(config.images),
-        node_key=node_key.public_text,
-    )
     transport = connect()
     transport.connect()
-    enrolment = Enrolment(config, attester, transport, claims)
+    enrolment = Enrolment(config, attester, transport, _claims(config, node_key))
     admission = enrolment.attest(transport)
     payload = admission.payload
     phases.write("attested", lease_until=admission.lease_until)
-
-    def push(volume: str, sequence: int, previous: bytes | None, tag: bytes) -> None:
-        update = RootUpdate(
-            volume=volume, sequence=sequence, previous=None if previous is None else previous.hex(), tag=tag.hex()
-        )
-        enrolment.call(transport, "service/roots", update)
-
-    directories = {**config.images, **config.volumes}
-    mounted = MountedSet(enrolment.identity.deployment_id, config.study, directories, push)
-    for volume in payload.volumes:
-        mounted.add(volume)
+    mounted = _open_volumes(config, enrolment, transport)
     phases.write("opened")
     namespace = create_network()
     network = NetworkShield(namespace)
@@ -116,14 +101,22 @@ def run_service(config: LaunchConfig, attester: Attester, phases: Phases) -> int
         peers=config.peers,
     )
     network.start(wire, run_directory)
-    watch = Watch(enrolment, connect, network=network, run_directory=run_directory)
+    watch = Watch(
+        enrolment,
+        connect,
+        network=network,
+        run_directory=run_directory,
+        report=lambda event: phases.write("network", what=event),
+    )
     watch.start()
     _watch_volumes(mounted, watch)
     phases.write("running")
-    status = _wait(program, watch, [*network.children, *mounted.children])
+    status = _wait(program, watch, {**network.children, **mounted.children})
     watch.end()
     status = _finish(status, mounted, watch)
     network.close()
+    if watch.failure is not None:
+        phases.write("stopped", code=watch.failure.code, message=watch.failure.message)
     phases.write("ended", status=status)
     if status == 0:
         release_volumes(payload, mounted, enrolment, transport)
@@ -131,6 +124,29 @@ def run_service(config: LaunchConfig, attester: Attester, phases: Phases) -> int
     _report(enrolment, transport, status)
     program.close()
     return status
+
+
+def _claims(config: LaunchConfig, node_key: NodeKey) -> LaunchClaims:
+    return LaunchClaims(
+        isolation=Isolation.FULL,
+        instance=secrets.token_hex(16),
+        roots=image_roots(config.images),
+        node_key=node_key.public_text,
+    )
+
+
+def _open_volumes(config: LaunchConfig, enrolment: Enrolment, transport: HttpsClient) -> MountedSet:
+    def push(volume: str, sequence: int, previous: bytes | None, tag: bytes) -> None:
+        update = RootUpdate(
+            volume=volume, sequence=sequence, previous=None if previous is None else previous.hex(), tag=tag.hex()
+        )
+        enrolment.call(transport, "service/roots", update)
+
+    directories = {**config.images, **config.volumes}
+    mounted = MountedSet(enrolment.identity.deployment_id, config.study, directories, push)
+    for volume in enrolment.admission.payload.volumes:
+        mounted.add(volume)
+    return mounted
 
 
 def _launch(
@@ -162,22 +178,21 @@ def _watch_volumes(mounted: MountedSet, watch: Watch) -> None:
         writable.thread = watch.spawn(f"volume-{name}", carry)
 
 
-def _wait(program: RunningProgram, watch: Watch, children: list[int]) -> int:
+def _wait(program: RunningProgram, watch: Watch, children: Mapping[str, int]) -> int:
     """Wait for the program; stop it when the watch fails, a helper process ends or the platform asks."""
     stop_requested: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stop_requested.append(number))
     poll = select.poll()
     poll.register(program.fileno(), select.POLLIN)
-    helpers = {os.pidfd_open(child): child for child in children}
+    helpers = {os.pidfd_open(child): name for name, child in children.items()}
     for descriptor in helpers:
         poll.register(descriptor, select.POLLIN)
     while True:
         ready = {descriptor for descriptor, _ in poll.poll(_POLL_MILLISECONDS)}
         if program.fileno() in ready:
             return program.wait(_GRACE_SECONDS)
-        lost = ready & set(helpers)
-        if lost:
-            watch.fail(StateError("shield.helper_ended", "a network or volume process ended before the program"))
+        for lost in ready & set(helpers):
+            watch.fail(StateError("shield.helper_ended", f"the process of {helpers[lost]} ended before the program"))
         if watch.failed or stop_requested:
             status = program.stop(grace=_GRACE_SECONDS)
             return FAILED_SHIELD if watch.failed else status

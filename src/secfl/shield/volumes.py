@@ -141,7 +141,7 @@ class MountedSet:
         self.points: list[MountPoint] = []
         self.servers: list[ServeVolume] = []
         self.writable: dict[str, Writable] = {}
-        self.children: list[int] = []
+        self.children: dict[str, int] = {}
 
     def add(self, volume: MountedVolume) -> None:
         """Open a volume, so that a wrong key, root or history stops the start before the program exists.
@@ -171,7 +171,7 @@ class MountedSet:
 
         def serve(descriptor: int) -> None:
             child = fork_server(lambda: serve_image(descriptor, image), keep=(descriptor, reader.fd))
-            self.children.append(child)
+            self.children[f"volume {volume.name}"] = child
             os.close(descriptor)
 
         self.servers.append(serve)
@@ -199,7 +199,7 @@ class MountedSet:
         def serve(descriptor: int) -> None:
             process = fork_volume_server(descriptor, opened, policy=CommitPolicy(), owner=(0, 0), keep=host.descriptors)
             os.close(descriptor)
-            self.children.append(process.pid)
+            self.children[f"volume {volume.name}"] = process.pid
             self.writable[volume.name] = Writable(process, keeper, reopen)
 
         self.servers.append(serve)

@@ -35,8 +35,20 @@ class Watch:
     """The threads of one running service."""
 
     def __init__(
-        self, enrolment: Enrolment, connect: Connect, *, network: NetworkShield, run_directory: RunDirectory
+        self,
+        enrolment: Enrolment,
+        connect: Connect,
+        *,
+        network: NetworkShield,
+        run_directory: RunDirectory,
+        report: Callable[[dict[str, str]], None],
     ) -> None:
+        """Take the parts.
+
+        Args:
+            report: is told what the network processes report.
+        """
+        self._report = report
         self._enrolment = enrolment
         self._connect = connect
         self._network = network
@@ -137,6 +149,8 @@ class Watch:
         transport = self._connect()
         while True:
             last = self._ended.wait(_PROGRESS_SECONDS)
+            for event in self._network.events():
+                self._report(event)
             for line in self._run_directory.new_progress():
                 self._enrolment.call(transport, "service/progress", line)
             if last:
