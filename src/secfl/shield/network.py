@@ -187,7 +187,9 @@ class NetworkShield:
         setup = SidecarSetup(channel=channel, identity=wire.identity, program_tls=program_tls)
         self._fork(f"sidecar {egress.name}", listener, lambda control: run_sidecar(setup, listener, control), keep=())
 
-    def _fork(self, listener: socket.socket, serve: Callable[[socket.socket], None], *, keep: Sequence[int]) -> None:
+    def _fork(
+        self, name: str, listener: socket.socket, serve: Callable[[socket.socket], None], *, keep: Sequence[int]
+    ) -> None:
         ours, theirs = socket.socketpair()
         pid = fork_server(lambda: serve(theirs), keep=(listener.fileno(), theirs.fileno(), *keep))
         theirs.close()
