@@ -15,6 +15,7 @@ import uvicorn
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
+from flwr.proto.runtime_pb2 import PushTaskOutputRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.object_store import ObjectStoreFactory
@@ -25,6 +26,7 @@ from flwr.supernode.nodestate import NodeState, NodeStateFactory
 from flwr.supernode.start_client_internal import _insert_message
 
 from secfl.errors import ConfigError, EngineError
+from secfl.federation.flower import executor
 from secfl.federation.flower.bundle import Bundle, build, require, unpack
 from secfl.federation.flower.executor import _serve_message, load_component
 from secfl.federation.flower.pins import Pins
@@ -273,3 +275,23 @@ def test_fl_27_task_requests_without_the_secret_get_nothing(supernode: SuperNode
     with pytest.raises(EngineError, match=r"engine\.api_refused") as caught:
         TaskSource(supernode.endpoint, os.urandom(32), TaskType.CLIENT_APP).acquire()
     assert caught.value.details["status"] == 401
+
+
+def test_a_long_task_keeps_its_claim(supernode: SuperNode, pinned: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the app computes, heartbeats move the end of the claim; after the task's end a client goes on living."""
+    monkeypatch.setattr(executor, "_HEARTBEAT_SECONDS", 0.05)
+    supernode.deliver(pinned.bundle)
+    claimed = TaskSource(supernode.endpoint, SECRET, TaskType.CLIENT_APP).acquire()
+    assert claimed is not None
+    token, task = claimed
+    api = TaskApi(supernode.endpoint)
+    api.adopt(token)
+    api.pull_input()
+    before = supernode.state.task_token_store[task.task_id].active_until
+    executor._Heartbeat(supernode.endpoint, end_with_run=False).watch(token)
+    deadline = time.monotonic() + 5
+    while supernode.state.task_token_store[task.task_id].active_until == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    api.push_output(PushTaskOutputRequest(sub_status="completed"))
+    time.sleep(0.15)

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from secfl.errors import ConfigError, EngineError
+from secfl.federation.flower.launch import Scalar
 
-__all__ = ["Bundle", "Scalar", "build", "require", "unpack"]
-
-Scalar = bool | int | float | str
-"""What a run configuration or node configuration may hold."""
+__all__ = ["Bundle", "build", "require", "unpack"]
 
 
 @dataclass(frozen=True, slots=True)

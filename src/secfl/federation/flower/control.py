@@ -11,7 +11,8 @@ from flwr.proto import control_pb2
 from flwr.supercore.fab import Fab
 
 from secfl.errors import EngineError, UnavailableError
-from secfl.federation.flower.bundle import Bundle, Scalar
+from secfl.federation.flower.bundle import Bundle
+from secfl.federation.flower.launch import Scalar
 from secfl.federation.flower.runtime import Endpoint
 
 __all__ = ["Control"]

@@ -15,9 +15,15 @@ from secfl.errors import ConfigError
 
 __all__ = [
     "FORBIDDEN_ENVIRONMENT",
+    "HOST",
+    "MODULE",
+    "NODE_KEY_HEADER",
     "REQUIRED_ENVIRONMENT",
+    "SUPERLINK_PORT",
+    "SUPERNODE_PORT",
     "AggregatorLaunch",
     "GatewayRules",
+    "Scalar",
     "TrainerLaunch",
     "assignments",
     "check_environment",
@@ -46,6 +52,7 @@ FORBIDDEN_ENVIRONMENT = (
 """These would send requests elsewhere, open further ports or write state to disk; either letter case counts."""
 
 Scalar = bool | int | float | str
+"""What a run configuration or node configuration may hold."""
 _KEY = re.compile(r"(?=.{1,128}\Z)[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\Z")
 
 

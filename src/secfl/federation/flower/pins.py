@@ -14,7 +14,8 @@ from flwr.common.serde import user_config_from_proto
 from flwr.proto.runtime_pb2 import PullTaskInputResponse
 
 from secfl.errors import EngineError
-from secfl.federation.flower.bundle import Bundle, Scalar
+from secfl.federation.flower.bundle import Bundle
+from secfl.federation.flower.launch import Scalar
 
 __all__ = ["Pins"]
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from secfl.crypto import strict_json
 from secfl.errors import EngineError
-from secfl.federation.flower.bundle import Scalar, build
-from secfl.federation.flower.launch import assignments, environment
+from secfl.federation.flower.bundle import build
+from secfl.federation.flower.launch import Scalar, assignments, environment
 
 __all__ = ["PlainResult", "Round", "run_plain"]
 

@@ -15,7 +15,7 @@ from typing import Self
 from secfl.crypto import strict_json
 from secfl.errors import EngineError
 
-__all__ = ["PendingSignal", "ProgressWriter", "weighted_mean"]
+__all__ = ["WEIGHT", "PendingSignal", "ProgressWriter", "weighted_mean"]
 
 WEIGHT = "num-examples"
 """Flower's customary name for the weight of a reply."""
