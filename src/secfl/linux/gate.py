@@ -69,8 +69,10 @@ def _prepare(spec: ProgramSpec, network: int, control: socket.socket) -> NewRoot
     setns(network, CloneFlags.NEWNET)
     unshare(_NAMESPACES)
     make_private()
+    # Held open, since the source may lie below the directory that the stage is about to cover.
+    source = os.open(spec.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     mount_tmpfs(STAGE, mode=0o700)
-    root = NewRoot(spec.root, STAGE)
+    root = NewRoot(f"/proc/self/fd/{source}", STAGE)
     root.directory("/proc")
     root.devices("/dev", DEVICES)
     root.tmpfs("/dev/shm", mode=0o1777, size=spec.tmp_bytes)  # noqa: S108
@@ -80,6 +82,9 @@ def _prepare(spec: ProgramSpec, network: int, control: socket.socket) -> NewRoot
     os.chown(run, spec.uid, spec.uid)
     for file in spec.files:
         root.file(file.path, file.data, mode=file.mode, owner=spec.uid)
+    for point in spec.mounts:
+        root.directory(point.path)
+    os.close(source)
     handed = [os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
     for point in spec.mounts:
         target = root.directory(point.path)
