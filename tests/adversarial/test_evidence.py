@@ -161,6 +161,17 @@ def test_ev_02_trailing_bytes_are_refused_and_zero_padding_is_not_part_of_the_ev
         assert error.code == "quote.trailing_bytes"
 
 
+def test_ev_02_bytes_between_the_parts_of_a_quote_are_refused(workload: AttestedWorkload) -> None:
+    """A byte that the outer length covers but no part needs is refused, and so is another vendor's header."""
+    case, kind = workload.case(), workload.forge.kind
+    blob, at = bytearray(case.evidence.blob), REPORT_BYTES[kind]
+    blob[at : at + 4] = (int.from_bytes(blob[at : at + 4], "little") + 1).to_bytes(4, "little")
+    assert refused(replace(case, evidence=Evidence(kind, bytes(blob) + b"\0"))).code == "quote.malformed"
+    head = workload.forge.good_header()
+    foreign = workload.forge.headed(head[:12] + bytes(16) + head[28:])
+    assert refused(replace(case, evidence=foreign)).code == "quote.vendor"
+
+
 def test_ev_02_junk_around_documents_is_refused(workload: AttestedWorkload) -> None:
     """Bytes before or after a CMW record, a collateral document or a statement are a typed error."""
     case = workload.case()

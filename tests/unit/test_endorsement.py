@@ -12,7 +12,7 @@ import dcap_qvl
 import pytest
 
 from secfl.errors import EncodingError, SecflError, VerificationError
-from secfl.tee import dcap
+from secfl.tee import dcap, sgx, tdx
 from secfl.tee.collateral import Collateral
 from secfl.tee.endorsement import PemChain, check_collateral
 from secfl.tee.quote import parse
@@ -193,3 +193,21 @@ def test_the_library_merges_the_quoting_enclaves_status() -> None:
     ):
         collateral = FORGE.endorsed(**changes)
         assert FORGE.case(collateral=collateral).verify().tcb_status == "OutOfDate"
+
+
+def test_ev_07_debug_and_service_tds_are_refused_even_if_the_library_let_them_pass() -> None:
+    """Our own reading of the attributes does not rely on the library's."""
+    tdx._check_attributes(tdx.SEPT_VE_DISABLE)
+    sgx._check_attributes(sgx.FLAG_INIT | sgx.FLAG_MODE64)
+    tdx._check_service_td(bytes(584 + 64))
+    attempts: list[tuple[Callable[[], object], str]] = [
+        (lambda: tdx._check_attributes(tdx.SEPT_VE_DISABLE | 1), "evidence.debug"),
+        (lambda: tdx._check_attributes(0), "evidence.td_attributes"),
+        (lambda: sgx._check_attributes(sgx.FLAG_INIT | sgx.FLAG_MODE64 | 2), "evidence.debug"),
+        (lambda: sgx._check_attributes(sgx.FLAG_INIT), "evidence.enclave_attributes"),
+        (lambda: tdx._check_service_td(bytes(584 + 63) + b"\1"), "evidence.service_td"),
+    ]
+    for refuse, code in attempts:
+        with pytest.raises(VerificationError) as caught:
+            refuse()
+        assert caught.value.code == code

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from secfl.attestation.appraise import TOLERABLE_STATUSES
 from secfl.errors import VerificationError
 from secfl.tee.anchor import TrustAnchor
-from secfl.tee.endorsement import PCK_CA_ROLES, Endorsements, common_name
+from secfl.tee.endorsement import Endorsements, common_name
 from secfl.tee.quote import UnverifiedQuote
 
 __all__ = ["DcapClaims", "verify_quote"]
@@ -93,11 +93,11 @@ def _check_chain(quote: UnverifiedQuote, endorsements: Endorsements, anchor: Tru
     pck, authority, root = quote.chain.certificates
     if root.public_bytes(Encoding.DER) != anchor.root_der:
         raise VerificationError("evidence.root", "the evidence ends in another root than the trust anchor")
-    roles = [f"{anchor.vendor} {role}" for role in PCK_CA_ROLES]
-    if common_name(authority) not in roles or common_name(pck) != f"{anchor.vendor} SGX PCK Certificate":
-        raise VerificationError("evidence.role", "a certificate of the platform chain has another role")
+    # This key's role was checked with the collateral: only a platform CA passes.
     if _spki(authority) != endorsements.pck_ca_spki:
         raise VerificationError("evidence.role", "the collateral covers the platforms of another CA")
+    if common_name(pck) != f"{anchor.vendor} SGX PCK Certificate":
+        raise VerificationError("evidence.role", "the platform's certificate has another role")
     if pck.serial_number in endorsements.revoked:
         raise VerificationError("evidence.pck_revoked", "the platform's certificate is revoked")
 

@@ -34,9 +34,7 @@ def verify_tdx(
     body = quote.body
     attributes = body[120:128]
     _check_attributes(int.from_bytes(attributes, "little"))
-    # TD report 1.5: TEE_TCB_SVN2 (16) and MRSERVICETD (48) follow.
-    if any(body[TDX_BODY_BYTES + 16 :]):
-        raise VerificationError("evidence.service_td", "a service TD is bound, which could read the workload")
+    _check_service_td(body)
     return VerifiedEvidence(
         seal=VERIFIER_SEAL,
         kind="tdx",
@@ -73,3 +71,9 @@ def _check_attributes(attributes: int) -> None:
         raise VerificationError(
             "evidence.td_attributes", "the TD's attributes are not acceptable", actual=f"{attributes:016x}"
         )
+
+
+def _check_service_td(body: bytes) -> None:
+    # TD report 1.5: TEE_TCB_SVN2 (16 bytes) and MRSERVICETD (48) follow the 1.0 report.
+    if any(body[TDX_BODY_BYTES + 16 :]):
+        raise VerificationError("evidence.service_td", "a service TD is bound, which could read the workload")

@@ -189,6 +189,14 @@ def _machine_certified_by_the_root(forge: Forge) -> Case:
     return forge.case(evidence=machine.quote(forge.kind, forge.measurement, bytes(64)))
 
 
+def _machine_certificate_of_another_role(forge: Forge) -> Case:
+    pck = forge.machine.pck
+    own = x509.load_pem_x509_certificates(forge.machine.chain)[0]
+    extensions = [item.value for item in own.extensions if isinstance(item.value, x509.UnrecognizedExtension)]
+    chain = forge.vendor.certify(pck, now=NOW, extensions=extensions, role="TCB Signing")
+    return forge.case(evidence=Evidence(forge.kind, QuotingEnclave(forge.kind, pck, chain).quote(forge.report())))
+
+
 def _lists_swapped(forge: Forge) -> Case:
     good = forge.vendor.collateral(forge.kind, NOW)
     return _collateral(forge, pck_crl=good.root_ca_crl, root_ca_crl=good.pck_crl)
@@ -346,6 +354,7 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(
         "TCB information signed by the platform CA", "EV-20", "collateral.role", _tcb_info_signed_by_the_platform_ca
     ),
+    Defect("machine certificate of another role", "EV-20", "evidence.role", _machine_certificate_of_another_role),
     Defect("machine certified by the root", "EV-20", "evidence.role", _machine_certified_by_the_root),
     Defect("PCK revoked", "EV-21", "evidence.pck_revoked", lambda f: _revoked(f, "pck")),
     Defect("PCK CA revoked", "EV-21", "collateral.revoked", lambda f: _revoked(f, "pck_ca")),

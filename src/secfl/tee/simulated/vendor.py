@@ -82,10 +82,17 @@ class Vendor:
         """The trust anchor, whose domain carries the root's fingerprint."""
         return simulated_anchor(self.root_der)
 
-    def certify(self, key: SigningKey, *, now: int, extensions: Iterable[x509.UnrecognizedExtension]) -> bytes:
+    def certify(
+        self,
+        key: SigningKey,
+        *,
+        now: int,
+        extensions: Iterable[x509.UnrecognizedExtension],
+        role: str = "PCK Certificate",
+    ) -> bytes:
         """Issue a platform certificate and give its PEM chain, root last."""
         validity = Validity(now - _BACKDATE_SECONDS, now + _CERTIFICATE_SECONDS // 2)
-        leaf = _certificate(key, self.pck_ca, "PCK Certificate", validity, extensions=extensions)
+        leaf = _certificate(key, self.pck_ca, role, validity, extensions=extensions)
         return _pem(leaf, self.pck_ca.certificate, self.root.certificate)
 
     def collateral(self, kind: str, now: int) -> Collateral:
