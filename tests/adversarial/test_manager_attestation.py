@@ -159,7 +159,7 @@ def test_ev_34_a_nodes_hardware_never_changes(heart: Heart) -> None:
     """The first machine of a site wins, even after its lease lapsed and although the policy lists the other one too."""
     deployment = heart.deployment
     own, second = (deployment.machines[site].platform_id.hex() for site in ("cleveland", "other"))
-    listed = heart.policy.replace(f'- "{own}"'.encode(), f'- "{own}"\n    - "{second}"'.encode())
+    listed = heart.policy.replace(f'- "{own}"'.encode(), f'- "{own}"\n  - "{second}"'.encode())
     heart.policy_hash = deployment.activate("heart", listed, "cleveland", "model-owner", predecessor=heart.policy_hash)
     heart.policy = listed
     heart.grant(seconds=1_000_000)

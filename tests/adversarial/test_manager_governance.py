@@ -16,7 +16,7 @@ from secfl.protocol.message import Message
 from secfl.protocol.party import ProposalReply, ReleaseReply, Vote, release_context
 from secfl.protocol.routes import ROUTES, Role, Route, route
 from secfl.protocol.service import Exit, Released, ReleaseKeyAsk
-from secfl.testing.deployment import Deployment, Member
+from secfl.testing.deployment import Deployment, Member, Workload
 
 
 @pytest.fixture
@@ -175,6 +175,15 @@ def test_pb_16_every_route_has_a_rule() -> None:
 SIGNED = [one for one in ROUTES if one.role is not Role.PUBLIC]
 
 
+@pytest.fixture(scope="module")
+def running() -> tuple[Heart, Workload]:
+    """A study in force with a live trainer; the tests that share it only are refused."""
+    heart = Heart()
+    trainer = heart.trainer()
+    trainer.attest()
+    return heart, trainer
+
+
 def _questions(deployment: Deployment) -> dict[str, Message]:
     common = {"deployment_id": deployment.deployment_id, "nonce": deployment.nonce()}
     fresh = {**common, "nonce": deployment.nonce()}
@@ -187,11 +196,10 @@ def _questions(deployment: Deployment) -> dict[str, Message]:
 
 @pytest.mark.parametrize("entry", SIGNED, ids=[one.name for one in SIGNED])
 @pytest.mark.parametrize("caller", ["stranger", "unsigned", "wrong role"])
-def test_pb_16_a_route_is_closed_to_other_roles(heart: Heart, entry: Route, caller: str) -> None:
+def test_pb_16_a_route_is_closed_to_other_roles(running: tuple[Heart, Workload], entry: Route, caller: str) -> None:
     """No signed route opens for an unknown key, without a signature, or with a genuine key of the other role."""
+    heart, trainer = running
     deployment = heart.deployment
-    trainer = heart.trainer()
-    trainer.attest()
     keys = {
         "stranger": SigningKey.generate(),
         "wrong role": trainer.tls if entry.role is Role.PARTY else deployment.members["cleveland"].signing,

@@ -5,6 +5,7 @@ Requests go through the same bytes as over the network. What an adversary does d
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,11 +15,13 @@ from secfl.attestation.binding import Purpose
 from secfl.attestation.evidence import Evidence
 from secfl.attestation.statement import Isolation, LaunchClaims
 from secfl.crypto import strict_json
-from secfl.crypto.encoding import to_base64url
+from secfl.crypto.encoding import from_base64url, to_base64url
 from secfl.crypto.hpke import SealingKey, seal_to
 from secfl.crypto.signing import SigningKey
 from secfl.errors import SecflError
 from secfl.manager.core import Manager, Outcome
+from secfl.manager.export import sign_head
+from secfl.manager.log import Event, chain_hash, genesis_hash
 from secfl.manager.opening import open_manager
 from secfl.manager.sealer import AttesterSealer
 from secfl.manager.step import Settings
@@ -33,6 +36,8 @@ from secfl.protocol.party import (
     GrantReply,
     Proposal,
     ProposalReply,
+    ReleaseAsk,
+    ReleaseReply,
     Vote,
     VoteReply,
     deposit_context,
@@ -49,6 +54,7 @@ from secfl.protocol.public import (
 )
 from secfl.protocol.routes import route
 from secfl.protocol.service import ServiceCall
+from secfl.tee.bundle import TrustBundle
 from secfl.tee.simulated.machine import MEASUREMENT_BYTES, SimulatedMachine
 from secfl.tee.simulated.vendor import Vendor
 from secfl.tee.verifier import verify
@@ -229,6 +235,7 @@ class Deployment:
         self.sealer = AttesterSealer(MachineAttester(self.machines["manager"], MANAGER_MEASUREMENT))
         self.store = store or MemoryStore()
         self.settings = Settings()
+        self.collateral = ""
         self.manager = self.reopened()
 
     @property
@@ -290,7 +297,7 @@ class Deployment:
         except SecflError as error:
             verified = error
         return self.settle(
-            self.manager.finish(attempt, verified, collateral="00" * 32, now=self.now, random=os.urandom)
+            self.manager.finish(attempt, verified, collateral=self.collateral, now=self.now, random=os.urandom)
         )
 
     def proposal(self, name: str, policy: bytes, predecessor: str | None = None) -> Proposal:
@@ -380,3 +387,44 @@ class Deployment:
             }
         )
         return GrantReply.decode(self.send("grants", self.members[member].sign("grants", document))).grant
+
+    def note_collateral(self, bundle: TrustBundle) -> None:
+        """Enter a bundle into the log, as a served manager does at its start."""
+        self.collateral = hashlib.sha256(bundle.encode()).hexdigest()
+        event = Event("collateral", {"bundle": to_base64url(bundle.encode()), "digest": self.collateral})
+        entry = self.manager.append(event, now=self.now, random=os.urandom)
+        self.store.append([entry.row])
+
+    def take_release(self, member: str, study: str, volume: str) -> ReleaseReply:
+        """Ask for a released volume's key.
+
+        Raises:
+            SecflError: the manager refused.
+        """
+        ask = ReleaseAsk(deployment_id=self.deployment_id, nonce=self.nonce(), study=study, volume=volume)
+        return ReleaseReply.decode(self.send("releases", self.members[member].sign("releases", ask)))
+
+    def forged_bundle(self, document: dict[str, Any], kind: str) -> bytes:
+        """The bundle that a dishonest manager would sign: the first entry of a kind says something else."""
+        value = genesis_hash(bytes.fromhex(self.deployment_id))
+        entries, forged, time = [], False, 0
+        for row in document["entries"]:
+            public = strict_json.decode(from_base64url(row["public"]))
+            if public["kind"] == kind and not forged:
+                forged = True
+                public["public"] |= _LIES[kind]
+            data, time = strict_json.encode(public), public["time"]
+            value = chain_hash(value, data, bytes.fromhex(row["commitment"]))
+            entries.append({**row, "public": to_base64url(data)})
+        head = sign_head(self.manager.state.identity, length=len(entries), head=value, time=time)
+        return strict_json.encode({**document, "entries": entries, "head": to_base64url(head)})
+
+
+_LIES: Mapping[str, Mapping[str, Any]] = {
+    "attested": {"site": "elsewhere"},
+    "deposited": {"root": "00" * 32},
+    "granted": {"grant": "00" * 32},
+    "proposed": {"policy": "AAAA"},
+    "voted": {"outcome": "open"},
+}
+"""What a dishonest manager could write, by kind of entry."""
