@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -394,5 +395,67 @@ def test_a_stop_on_request_makes_the_last_commit(tmp_path: Path) -> None:
         umount(str(site.top), flags=UmountFlags.DETACH)
         with site.mounted() as top:
             assert (top / "f").read_bytes() == b"x"
+
+    in_private_namespace(work, tmp_path)
+
+
+def test_fs_01_a_damaged_slot_is_an_error_for_the_program(tmp_path: Path) -> None:
+    """After the host flips bytes of the slots, reading fails with EIO, other files work, and the shield is told."""
+
+    def work(site: Site) -> None:
+        with site.mounted() as top:
+            (top / "a").write_bytes(b"a" * 1000)
+            (top / "b").write_bytes(b"b" * 1000)
+        slots = site.base / "host" / "slots"
+        data = bytearray(slots.read_bytes())
+        data[10] ^= 1
+        slots.write_bytes(data)
+        with site.mounted() as top:
+            with pytest.raises(OSError, match="Input/output"):
+                (top / "a").read_bytes()
+            assert (top / "b").read_bytes() == b"b" * 1000
+        assert set(site.failed) == {"volume.chunk_damaged"}
+
+    in_private_namespace(work, tmp_path)
+
+
+def test_fs_15_a_fenced_instance_stops_serving(tmp_path: Path) -> None:
+    """When another instance has moved the root, fsync fails and from then on every access to the volume does."""
+
+    def work(site: Site) -> None:
+        thread = site.start(CommitPolicy(interval=60))
+        assert site.process is not None
+        assert site.keeper.root is not None
+        site.keeper.root = Root(site.keeper.root.sequence + 1, b"o" * 32)
+        with (site.top / "f").open("wb") as stream:
+            stream.write(b"x")
+            stream.flush()
+            with pytest.raises(OSError, match="Input/output"):
+                os.fsync(stream.fileno())
+        with pytest.raises(OSError, match="Input/output"):
+            (site.top / "g").write_bytes(b"y")
+        with pytest.raises(OSError, match="Input/output"):
+            list(site.top.iterdir())
+        site.process.request_stop()
+        thread.join(10)
+        assert site.process.wait() == NOT_SEALED
+        assert site.failed[0] == "counter.conflict"
+        umount(str(site.top), flags=UmountFlags.DETACH)
+
+    in_private_namespace(work, tmp_path)
+
+
+def test_a_lost_shield_ends_the_server(tmp_path: Path) -> None:
+    """Without the process that reaches the freshness service, the server ends and accesses fail: nothing hangs."""
+
+    def work(site: Site) -> None:
+        thread = site.start()
+        assert site.process is not None
+        site.process._channel.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+        assert site.process.wait() == NOT_SEALED
+        with pytest.raises(OSError, match=r"not connected|abort"):
+            list(site.top.iterdir())
+        umount(str(site.top), flags=UmountFlags.DETACH)
 
     in_private_namespace(work, tmp_path)

@@ -208,6 +208,45 @@ def test_random_operations_give_the_model_s_tree(seed: int) -> None:
     assert snapshot(actor.volume) == actor.model.snapshot()
 
 
+@pytest.mark.parametrize("size", [0, 10, CHUNK_BYTES, CHUNK_BYTES + 1])
+def test_cut_bytes_do_not_come_back(size: int) -> None:
+    """A file that is cut and grown again between two commits shows zeros, also after a remount."""
+    files, keeper = memory_files(), MemoryKeeper()
+    keeper.push(*create_volume(files, key=KEY, volume_id=VOLUME_ID, mode=0o700, now=0))
+    volume = mount(files, keeper)
+    node = volume.tree.create(ROOT_INODE, b"f", NewNode(FILE, 0o600), now=1)
+    volume.contents.write(node, 0, b"x" * 3 * CHUNK_BYTES, now=1)
+    volume.commit(keeper)
+    volume.contents.truncate(node, size, now=2)
+    volume.contents.truncate(node, 3 * CHUNK_BYTES, now=3)
+    volume.commit(keeper)
+    expected = b"x" * size + bytes(3 * CHUNK_BYTES - size)
+    assert snapshot(volume) == {"/f": expected}
+    assert snapshot(mount(files, keeper)) == {"/f": expected}
+
+
+def test_a_punched_range_is_zero_and_gives_its_room_back() -> None:
+    """Whole chunks of a hole take up no slot, the rest of the file is untouched, and a remount shows the same."""
+    files, keeper = memory_files(), MemoryKeeper()
+    keeper.push(*create_volume(files, key=KEY, volume_id=VOLUME_ID, mode=0o700, now=0))
+    volume = mount(files, keeper)
+    node = volume.tree.create(ROOT_INODE, b"f", NewNode(FILE, 0o600), now=1)
+    size = 4 * CHUNK_BYTES + 100
+    volume.contents.write(node, 0, b"x" * size, now=1)
+    volume.commit(keeper)
+    start, length = CHUNK_BYTES - 7, 2 * CHUNK_BYTES + 14
+    volume.contents.punch(node, start, length, now=2)
+    volume.commit(keeper)
+    expected = b"x" * start + bytes(length) + b"x" * (size - start - length)
+    assert snapshot(volume) == {"/f": expected}
+    assert sorted(node.chunks) == [0, 3, 4]
+    volume.contents.punch(node, 3 * CHUNK_BYTES, size, now=3)
+    volume.commit(keeper)
+    assert sorted(node.chunks) == [0]
+    expected = b"x" * start + bytes(size - start)
+    assert snapshot(mount(files, keeper)) == {"/f": expected}
+
+
 def test_journal_stays_bounded_under_endless_commits() -> None:
     """Compaction keeps the journal near its floor however many commits one file sees, and the slots are used again."""
     files, keeper = memory_files(), MemoryKeeper()
