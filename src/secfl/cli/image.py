@@ -13,6 +13,7 @@ import typer
 from secfl.cli.console import note, out, print_json, table
 from secfl.cli.options import Json
 from secfl.crypto import strict_json
+from secfl.federation.flower.contract import check_files, check_version
 from secfl.linux.runtime.build import build_runtime_image
 from secfl.party.home import read_file
 
@@ -35,6 +36,8 @@ def build(
     shutil.rmtree(partial, ignore_errors=True)
     with note.status("building the runtime image"):
         packages = Path(sysconfig.get_paths()["purelib"])
+        check_version()
+        check_files(packages)
         reference = build_runtime_image(partial, site_packages=packages, lock_file=lock)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,7 @@ NOT_SEALED = 121
 FAILED_SHIELD = 124
 """Exit status when the shield had to stop the program."""
 _GRACE_SECONDS = 10.0
+_SETTLE_SECONDS = 2.0
 _POLL_MILLISECONDS = 100
 
 
@@ -191,8 +192,13 @@ def _wait(program: RunningProgram, watch: Watch, children: Mapping[str, int]) ->
         ready = {descriptor for descriptor, _ in poll.poll(_POLL_MILLISECONDS)}
         if program.fileno() in ready:
             return program.wait(_GRACE_SECONDS)
-        for lost in ready & set(helpers):
-            watch.fail(StateError("shield.helper_ended", f"the process of {helpers[lost]} ended before the program"))
+        lost = [helpers[descriptor] for descriptor in ready & set(helpers)]
+        if lost:
+            try:
+                # A program that ends takes its mounts with it, and their servers may be seen to end first.
+                return program.wait(_SETTLE_SECONDS)
+            except UnavailableError:
+                watch.fail(StateError("shield.helper_ended", f"ended before the program: {', '.join(lost)}"))
         if watch.failed or stop_requested:
             status = program.stop(grace=_GRACE_SECONDS)
             return FAILED_SHIELD if watch.failed else status
