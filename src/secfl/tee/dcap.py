@@ -25,24 +25,33 @@ from secfl.tee.quote import UnverifiedQuote
 __all__ = ["DcapClaims", "verify_quote"]
 
 _SWITCH = {"True": True, "False": False, "Undefined": None}
-_TD_ATTRIBUTES = ("evidence.td_attributes", "the TD's attributes are not acceptable")
-_FOREIGN_QE = ("evidence.quoting_enclave", "the quoting enclave is not the vendor's")
+_TD_ATTRIBUTES = VerificationError("evidence.td_attributes", "the TD's attributes are not acceptable")
+_FOREIGN_QE = VerificationError("evidence.quoting_enclave", "the quoting enclave is not the vendor's")
 _REASONS = (
-    ("Debug mode is enabled", "evidence.debug", "the workload is in debug mode"),
-    ("No matching TCB level", "evidence.tcb_unknown", "the platform is below every known TCB level"),
-    ("Revoked", "evidence.tcb_revoked", "the platform's TCB level is revoked"),
-    ("SEPT_VE_DISABLE", *_TD_ATTRIBUTES),
-    ("TD migration", *_TD_ATTRIBUTES),
-    ("TD profiling", *_TD_ATTRIBUTES),
-    ("TD attributes", *_TD_ATTRIBUTES),
-    ("MR service TD", "evidence.service_td", "a service TD is bound, which could read the workload"),
-    ("TDX module", "evidence.tdx_module", "the TDX module is unknown"),
-    ("QE report validation", *_FOREIGN_QE),
-    ("QE MRSIGNER", *_FOREIGN_QE),
-    ("QE ISV", *_FOREIGN_QE),
-    ("QE ATTRIBUTES", *_FOREIGN_QE),
-    ("QE MISCSELECT", *_FOREIGN_QE),
-    ("Fmspc mismatch", "evidence.fmspc_mismatch", "the collateral is for another platform family"),
+    ("Debug mode is enabled", VerificationError("evidence.debug", "the workload is in debug mode")),
+    (
+        "No matching TCB level",
+        VerificationError("evidence.tcb_unknown", "the platform is below every known TCB level"),
+    ),
+    ("Revoked", VerificationError("evidence.tcb_revoked", "the platform's TCB level is revoked")),
+    ("SEPT_VE_DISABLE", _TD_ATTRIBUTES),
+    ("TD migration", _TD_ATTRIBUTES),
+    ("TD profiling", _TD_ATTRIBUTES),
+    ("TD attributes", _TD_ATTRIBUTES),
+    (
+        "MR service TD",
+        VerificationError("evidence.service_td", "a service TD is bound, which could read the workload"),
+    ),
+    ("TDX module", VerificationError("evidence.tdx_module", "the TDX module is unknown")),
+    ("QE report validation", _FOREIGN_QE),
+    ("QE MRSIGNER", _FOREIGN_QE),
+    ("QE ISV", _FOREIGN_QE),
+    ("QE ATTRIBUTES", _FOREIGN_QE),
+    ("QE MISCSELECT", _FOREIGN_QE),
+    (
+        "Fmspc mismatch",
+        VerificationError("evidence.fmspc_mismatch", "the collateral is for another platform family"),
+    ),
 )
 """Reasons that the library gives as text, most telling first; every other failure is `evidence.not_authentic`."""
 
@@ -127,9 +136,9 @@ def _run(quote: UnverifiedQuote, endorsements: Endorsements, anchor: TrustAnchor
 
 
 def _reason(text: str) -> VerificationError:
-    for part, code, message in _REASONS:
+    for part, known in _REASONS:
         if part in text:
-            return VerificationError(code, message, reason=text[:200])
+            return VerificationError(known.code, known.message, reason=text[:200])
     return VerificationError("evidence.not_authentic", "the evidence is not authentic", reason=text[:200])
 
 
