@@ -7,17 +7,18 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from manager_world import Heart
-from secfl.attestation.binding import check
+from secfl.attestation.binding import Purpose, check
 from secfl.attestation.evidence import Evidence
 from secfl.crypto.x509 import to_pem
-from secfl.errors import EncodingError, VerificationError
+from secfl.errors import AppraisalError, EncodingError, VerificationError
 from secfl.linux.https_client import HttpsClient, unverified_certificate
+from secfl.manager.audit import verify_bundle
 from secfl.manager.log import Log
 from secfl.manager.opening import store_key
 from secfl.manager.run import serve_service
@@ -25,6 +26,16 @@ from secfl.manager.server import tls_context
 from secfl.manager.service import ManagerService, World
 from secfl.manager.store import SqliteStore
 from secfl.protocol.binding import manager_binding
+from secfl.protocol.message import Message
+from secfl.protocol.party import (
+    ChallengeAsk,
+    ChallengePoll,
+    ChallengeReply,
+    ChallengeState,
+    LogExport,
+    StatusAsk,
+    StatusReply,
+)
 from secfl.protocol.public import (
     AttestReply,
     EvidenceRequest,
@@ -33,9 +44,10 @@ from secfl.protocol.public import (
     NonceReply,
     payload_context,
 )
+from secfl.protocol.service import Answer, MailboxAsk, MailboxReply
 from secfl.tee.bundle import TrustBundle
 from secfl.tee.verifier import InProcessVerifier, verify
-from secfl.testing.deployment import KIND, MANAGER_MEASUREMENT, Deployment, MachineAttester
+from secfl.testing.deployment import KIND, MANAGER_MEASUREMENT, Deployment, MachineAttester, Workload
 
 
 class Served:
@@ -132,3 +144,105 @@ def test_nw_13_unknown_paths_have_one_answer(served: Served) -> None:
         with pytest.raises(EncodingError, match=r"route\.unknown"):
             client._request(method, path, None, 10.0)
     client.close()
+
+
+def _ask(served: Served, member: str, name: str, make: Callable[[bytes], Message]) -> bytes:
+    nonce = NonceReply.decode(served.client.call("nonces", b"{}")).nonce
+    return served.client.call(name, served.deployment.members[member].sign(name, make(nonce)))
+
+
+def _attested(served: Served, workload: Workload) -> Workload:
+    request = workload.request(NonceReply.decode(served.client.call("nonces", b"{}")).nonce)
+    workload.lease_id = AttestReply.decode(served.client.call("attest", request.encode())).lease_id
+    return workload
+
+
+def test_a_party_attests_a_running_service_itself(served: Served) -> None:
+    """A party's challenge wakes the waiting service, whose evidence comes back bound to the party's nonce."""
+    deployment_id = served.deployment.deployment_id
+    aggregator = _attested(served, served.heart.aggregator())
+    pin = hashlib.sha256(served.deployment.manager.state.identity.public.certificate).digest()
+    waiting = HttpsClient(served.address, certificate_sha256=pin)
+    first = MailboxReply.decode(
+        waiting.call("service/mailbox", aggregator.signed("service/mailbox", MailboxAsk(seen=0, wait=0)))
+    )
+    replies: list[MailboxReply] = []
+
+    def wait() -> None:
+        body = aggregator.signed("service/mailbox", MailboxAsk(seen=first.version, wait=9))
+        replies.append(MailboxReply.decode(waiting.call("service/mailbox", body)))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    challenge = os.urandom(32)
+    asked = ChallengeReply.decode(
+        _ask(
+            served,
+            "cleveland",
+            "challenges",
+            lambda nonce: ChallengeAsk(
+                deployment_id=deployment_id, nonce=nonce, study="heart", service="aggregator", challenge=challenge
+            ),
+        )
+    )
+    thread.join(5)
+    (pending,) = replies[0].challenges
+    assert (pending.challenge_id, pending.nonce) == (asked.challenge_id, challenge)
+    answer = Answer(
+        challenge_id=pending.challenge_id,
+        evidence=aggregator.evidence(Purpose.PEER, pending.nonce),
+        launch_claims=aggregator.claims.encode(),
+    )
+    waiting.call("service/answer", aggregator.signed("service/answer", answer))
+    waiting.close()
+    state = ChallengeState.decode(
+        _ask(
+            served,
+            "cleveland",
+            "challenges/poll",
+            lambda nonce: ChallengePoll(deployment_id=deployment_id, nonce=nonce, challenge_id=asked.challenge_id),
+        )
+    )
+    assert state.answered
+    assert state.evidence == answer.evidence
+    assert state.tls_key == aggregator.tls.public.spki
+
+
+def test_a_party_exports_a_log_that_its_audit_accepts(served: Served) -> None:
+    """The bundle of the served manager verifies offline with the collateral in it."""
+    _attested(served, served.heart.aggregator())
+    deployment_id = served.deployment.deployment_id
+    bundle = _ask(served, "outsider", "log/export", lambda nonce: LogExport(deployment_id=deployment_id, nonce=nonce))
+    report = verify_bundle(
+        bundle,
+        key=served.deployment.manager.state.identity.tls_key.public,
+        founders=served.deployment.founders,
+        verifier=InProcessVerifier(),
+    )
+    assert report.counts["attested"] >= 1
+    assert report.trust_domains == {served.deployment.domain}
+
+
+def test_the_status_of_a_study_shows_refusals_with_their_remedy(served: Served) -> None:
+    """A refused service is visible to the study's parties, with findings and without secrets."""
+    wrong = served.heart.trainer(root=bytes(31) + b"x")
+    request = wrong.request(NonceReply.decode(served.client.call("nonces", b"{}")).nonce)
+    with pytest.raises(AppraisalError, match=r"appraisal\.roots"):
+        served.client.call("attest", request.encode())
+    status = StatusReply.decode(
+        _ask(
+            served,
+            "model-owner",
+            "studies/status",
+            lambda nonce: StatusAsk(deployment_id=served.deployment.deployment_id, nonce=nonce, study="heart"),
+        )
+    ).status
+    assert status["refusals"][-1]["code"] == "appraisal.roots"
+    assert status["refusals"][-1]["findings"][0]["remedy"]
+
+
+def test_an_oversized_or_malformed_body_is_refused_before_it_is_read(served: Served) -> None:
+    """A body over the route's limit, or one that is not canonical, is an encoding error."""
+    for body in (b"{" + b" " * 300_000 + b"}", b"[]", b"{} "):
+        with pytest.raises(EncodingError):
+            served.client.call("attest", body)

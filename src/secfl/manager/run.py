@@ -14,7 +14,6 @@ from aiohttp import web
 
 from secfl.crypto.x509 import to_pem
 from secfl.errors import ConfigError
-from secfl.linux.https_client import split_address
 from secfl.manager.config import LaunchConfig
 from secfl.manager.log import Log
 from secfl.manager.opening import open_manager, store_key
@@ -42,7 +41,7 @@ def serve(config: LaunchConfig, attester: Attester, *, ready: Callable[[str], No
     Raises:
         SecflError: the configuration, the store, the collateral or the platform does not serve.
     """
-    split_address(config.listen)
+    _listen(config.listen)
     directory = Path(config.state_dir)
     if not directory.is_dir():
         raise ConfigError("launch.state_dir", "the state directory does not exist", path=config.state_dir)
@@ -77,15 +76,15 @@ async def serve_service(
         ready: called with the address that is served.
 
     Raises:
-        ConfigError: `launch.listen` or `client.address`.
+        ConfigError: `launch.listen`.
         SecflError: as `ManagerService.start`.
     """
     await service.start()
-    host, _, port = address.rpartition(":")
+    host, port = _listen(address)
     runner = web.AppRunner(application(service), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, int(port), ssl_context=tls, reuse_address=True)
+        site = web.TCPSite(runner, host, port, ssl_context=tls, reuse_address=True)
         try:
             await site.start()
         except OSError as error:
@@ -105,3 +104,10 @@ async def _until_signal(
         # As PID 1 of its namespace the process has no default action for either.
         loop.add_signal_handler(number, stop.set)
     await serve_service(service, tls, address, ready, stop)
+
+
+def _listen(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError("launch.listen", "the address to listen on is written address:port", address=address[:100])
+    return host, int(port)

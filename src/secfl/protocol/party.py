@@ -86,7 +86,7 @@ class Vote(Message):
 
 
 class VoteReply(Message):
-    """A vote was counted: `open`, `activated` or `rejected` is the proposal's state after it."""
+    """A vote was counted: `open`, `accepted` (now in force) or `rejected` is the proposal's state after it."""
 
     state: str
 
