@@ -7,6 +7,7 @@ a quote takes 0.1 ms, a launch goes on in processes of its own. When it ends, ho
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import secrets
@@ -121,7 +122,7 @@ class PlatformProcess:
             while not self._stopping:
                 for key, _ in self._selector.select():
                     # An earlier event of this round may have closed a later one's socket.
-                    if key.fileobj in self._selector.get_map():
+                    if isinstance(key.fileobj, socket.socket) and key.fileobj.fileno() >= 0:
                         key.data()
         finally:
             self._socket_path.unlink(missing_ok=True)
@@ -153,12 +154,19 @@ class PlatformProcess:
         credentials = requester.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         _, user, _ = struct.unpack("3i", credentials)
         requester.settimeout(0)
-        if user not in self._allowed or len(self._requesters) >= _MAX_REQUESTERS:
-            self._reply(requester, _problem(AuthorizationError("platform.not_allowed", "this user may not ask")))
+        if len(self._requesters) >= _MAX_REQUESTERS:
             requester.close()
             return
         self._requesters.add(requester)
-        self._watch(requester, lambda: self._request(requester))
+        serve = self._request if user in self._allowed else self._refuse
+        self._watch(requester, lambda: serve(requester))
+
+    def _refuse(self, requester: socket.socket) -> None:
+        # The question is taken off the socket first; closing over it would lose the answer as well.
+        with contextlib.suppress(EncodingError, UnavailableError):
+            packets.receive(requester)
+        self._reply(requester, _problem(AuthorizationError("platform.not_allowed", "this user may not ask")))
+        self._forget(requester)
 
     def _request(self, requester: socket.socket) -> None:
         try:
@@ -300,8 +308,7 @@ class PlatformProcess:
 
     def _drop(self, source: socket.socket) -> None:
         if source.fileno() >= 0:
-            if source in self._selector.get_map():
-                self._selector.unregister(source)
+            self._selector.unregister(source)
             source.close()
 
 
