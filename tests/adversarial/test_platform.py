@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from secfl.attestation.evidence import Evidence
-from secfl.attestation.measurement import tdx_measurement
+from secfl.attestation.measurement import sgx_measurement, tdx_measurement
 from secfl.crypto.encoding import from_base64url
 from secfl.errors import ConfigError, SecflError, StateError, UnavailableError
 from secfl.linux import packets
@@ -243,11 +243,28 @@ def test_an_enclave_cannot_choose_its_measurement(world: EnclaveWorld) -> None:
     script = (
         ASK + "bad = [dict(op='quote', report_data='ab' * 64, measurement='00' * 48),"
         " dict(op='quote', report_data='ab' * 63), dict(op='quote', report_data=7), dict(op='sign'),"
-        " dict(op='seal_key', label=''), dict(op='seal_key', label='x' * 300), dict(op='launch', argv=['/a'], env={}, cwd='/')]\n"
+        " dict(op='seal_key', label=''),"
+        " dict(op='seal_key', label='x' * 300), dict(op='launch', argv=['/a'], env={}, cwd='/')]\n"
         "print([sorted(ask(**question)) for question in bad])"
     )
     answers = world.run(python_command(script)).output
     assert answers == str([["error"]] * 7) + "\n"
+
+
+def test_the_sgx_flavour_measures_and_quotes_as_well(world: EnclaveWorld) -> None:
+    """A platform of the other kind gives a quote of that kind over its 32-byte measurement."""
+    machine = EnclaveWorld(world.image, as_root=world.keys.stat().st_uid == 0, kind="sgx")
+    try:
+        command = python_command(ASK + "print(ask(op='quote', report_data='cd' * 64)['quote'], ask(op='info')['kind'])")
+        finished = machine.run(command)
+        quote, kind = finished.output.split()
+        root, now = image_root((world.image / "manifest").read_bytes()), int(time.time())
+        evidence = Evidence(kind, from_base64url(quote))
+        verified = verify(evidence, machine.vendor.collateral("sgx", now), machine.vendor.anchor(), now)
+        assert verified.measurement == sgx_measurement(root, command.argv, command.env, command.cwd)
+        assert verified.report_data == bytes.fromhex("cd" * 64)
+    finally:
+        machine.close()
 
 
 def test_sealing_keys_belong_to_one_measurement(world: EnclaveWorld) -> None:

@@ -29,7 +29,7 @@ _LAUNCH_SECONDS = 30.0
 
 
 class RunningProgram:
-    """A started program."""
+    """A started program; it ends when its handle is closed or dropped, so keep the handle."""
 
     def __init__(self, gate: subprocess.Popen[bytes], control: socket.socket, run_directory: int) -> None:
         self._gate = gate

@@ -92,7 +92,7 @@ class Finished:
 class EnclaveWorld:
     """One machine with a running platform process."""
 
-    def __init__(self, image: Path, *, as_root: bool) -> None:
+    def __init__(self, image: Path, *, as_root: bool, kind: str = "tdx") -> None:
         """Enroll a machine and start its platform; `as_root` needs root.
 
         Raises:
@@ -102,7 +102,7 @@ class EnclaveWorld:
         self.base.chmod(0o755)
         self.image = image
         self.user = SITE_USER if os.geteuid() == 0 else os.geteuid()
-        self.kind = "tdx"
+        self.kind = kind
         now = int(time.time())
         self.vendor = Vendor.create(now)
         self.machine = SimulatedMachine.enroll(self.vendor, now=now)
