@@ -17,7 +17,7 @@ import pytest
 from secfl.attestation.evidence import Evidence
 from secfl.attestation.measurement import sgx_measurement, tdx_measurement
 from secfl.crypto.encoding import from_base64url
-from secfl.errors import ConfigError, SecflError, StateError, UnavailableError
+from secfl.errors import AuthorizationError, ConfigError, SecflError, StateError, UnavailableError
 from secfl.linux import packets
 from secfl.linux.images import pack_image
 from secfl.tee.simulated.client import PlatformClient
@@ -179,7 +179,7 @@ def test_sc_01_a_changed_manifest_byte_never_runs_under_the_old_name(world: Encl
         )
         try:
             measurement = world.run(python_command("print(1)"), image=image).measurement
-        except StateError:
+        except SecflError:
             continue
         assert measurement != good
 
@@ -300,7 +300,7 @@ def test_strangers_cannot_ask(world: EnclaveWorld) -> None:
         pytest.skip("needs root to act as another user")
     world.socket_path.chmod(0o666)
     try:
-        with acting_as(61_998), pytest.raises(StateError, match=r"platform\.not_allowed"):
+        with acting_as(61_998), pytest.raises(AuthorizationError, match=r"platform\.not_allowed"):
             world.client.list()
     finally:
         world.socket_path.chmod(0o600)
@@ -313,7 +313,7 @@ def test_a_host_directory_of_somebody_else_is_refused(world: EnclaveWorld) -> No
     foreign = Path(tempfile.mkdtemp(dir=world.base))
     foreign.chmod(0o755)
     for refused in (foreign, world.base, Path("/etc")):
-        with acting_as(world.user), pytest.raises(StateError, match=r"platform\.host_dir_refused"):
+        with acting_as(world.user), pytest.raises(ConfigError, match=r"platform\.host_dir_refused"):
             world.client.launch(world.image, python_command(""), config=b"{}", host_dir=refused, stdout=1, stderr=2)
 
 
@@ -321,7 +321,7 @@ def test_the_platforms_own_directory_is_never_bound(world: EnclaveWorld) -> None
     """Also where one user owns both, the keys do not become visible inside."""
     if world.keys.stat().st_uid != world.user:
         pytest.skip("another user owns the keys")
-    with acting_as(world.user), pytest.raises(StateError, match=r"platform\.host_dir_refused"):
+    with acting_as(world.user), pytest.raises(ConfigError, match=r"platform\.host_dir_refused"):
         world.client.launch(world.image, python_command(""), config=b"{}", host_dir=world.keys, stdout=1, stderr=2)
 
 
@@ -330,9 +330,9 @@ def test_pipes_and_oversized_configurations_are_refused(world: EnclaveWorld) -> 
     image = _copy_image(world)
     (image / "manifest").unlink()
     os.mkfifo(image / "manifest", 0o644)
-    with pytest.raises(StateError, match=r"platform\.image_refused"):
+    with pytest.raises(ConfigError, match=r"platform\.image_refused"):
         world.start(python_command(""), image=image)
-    with pytest.raises(StateError, match=r"platform\.config_refused"):
+    with pytest.raises(ConfigError, match=r"platform\.config_refused"):
         world.start(python_command(""), config=b"x" * ((1 << 20) + 1))
 
 

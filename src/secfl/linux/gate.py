@@ -49,9 +49,9 @@ def main(arguments: list[str]) -> NoReturn:
         process = _fork_init(spec, root, (control, stdout, stderr))
         code = _watch_over(process, lifeline, control)
     except SecflError as error:
-        _report(control, error.code, error.message)
+        _report(control, error)
     except OSError as error:
-        _report(control, "launch.failed", error.strerror or "system call failed")
+        _report(control, StateError("launch.failed", error.strerror or "a system call failed"))
     os._exit(code)
 
 
@@ -114,9 +114,9 @@ def _fork_init(spec: ProgramSpec, root: NewRoot, ends: tuple[socket.socket, int,
     try:
         become_init(spec, root, Streams(control, reader, stdout, stderr))
     except SecflError as error:
-        _report(control, error.code, error.message)
+        _report(control, error)
     except OSError as error:
-        _report(control, "launch.failed", error.strerror or "system call failed")
+        _report(control, StateError("launch.failed", error.strerror or "a system call failed"))
     os._exit(FAILED)
 
 
@@ -142,9 +142,9 @@ def _watch_over(process: int, lifeline: int, control: socket.socket) -> int:
                 os.kill(process, int(request.message["signal"]))
 
 
-def _report(control: socket.socket, code: str, message: str) -> None:
+def _report(control: socket.socket, error: SecflError) -> None:
     try:
-        packets.send(control, {"event": "failed", "code": code, "message": message})
+        packets.send(control, packets.describe_error(error))
     except SecflError:
         # Nobody is left to read it; the exit code says it as well.
         return

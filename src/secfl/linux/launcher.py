@@ -178,10 +178,8 @@ def _expect(control: socket.socket, event: str, *, descriptors: int = 0) -> pack
         packet = None
     if packet is None:
         raise StateError("launch.gate_gone", "the launching process ended without an answer")
-    if packet.message["event"] == "failed":
-        code, message = str(packet.message["code"]), str(packet.message["message"])
-        kind = StateError if code in ("launch.gate_gone", "launch.shield_gone", "linux.call_failed") else ConfigError
-        raise kind(code, message)
+    if "error" in packet.message:
+        raise packets.rebuild_error(packet.message)
     if packet.message["event"] != event or len(packet.descriptors) != descriptors:
         raise StateError("launch.gate_gone", "the launching process gave an unexpected answer")
     return packet

@@ -13,10 +13,11 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from secfl import errors
 from secfl.crypto import strict_json
-from secfl.errors import EncodingError, UnavailableError
+from secfl.errors import EncodingError, SecflError, UnavailableError
 
-__all__ = ["MAX_PACKET", "Packet", "pair", "receive", "sealed_memory", "send"]
+__all__ = ["MAX_PACKET", "Packet", "describe_error", "pair", "receive", "rebuild_error", "sealed_memory", "send"]
 
 MAX_PACKET = 128 * 1024
 """Largest packet, in bytes: a quote with its certificates needs 10 KiB."""
@@ -79,6 +80,20 @@ def receive(end: socket.socket, *, descriptors: int = 0) -> Packet | None:
         for descriptor in received:
             os.close(descriptor)
         raise
+
+
+def describe_error(error: SecflError) -> dict[str, strict_json.JsonValue]:
+    """Return the members that carry an error to the other end: class, code and message."""
+    return {"class": type(error).__name__, "error": error.code, "message": error.message}
+
+
+def rebuild_error(message: dict[str, strict_json.JsonValue]) -> SecflError:
+    """Return the error that the other end described, to be raised here; an unknown class becomes a `StateError`."""
+    known = getattr(errors, str(message.get("class")), None)
+    kind: type[SecflError] = errors.StateError
+    if isinstance(known, type) and issubclass(known, SecflError) and known is not errors.AppraisalError:
+        kind = known
+    return kind(str(message.get("error")), str(message.get("message")))
 
 
 def sealed_memory(name: str, data: bytes) -> int:

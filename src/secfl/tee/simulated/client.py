@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secfl.errors import ConfigError, EncodingError, StateError, UnavailableError
+from secfl.errors import ConfigError, EncodingError, UnavailableError
 from secfl.linux import packets
 from secfl.tee.simulated.requests import EnclaveCommand
 
@@ -63,8 +63,11 @@ class PlatformClient:
             stderr: descriptor for its errors.
 
         Raises:
-            ConfigError: `platform.files_unreadable`.
-            StateError: the platform refused, with its code.
+            ConfigError: `platform.files_unreadable`, `platform.image_refused`, `platform.host_dir_refused`,
+                `platform.config_refused`, and codes of `secfl.linux`.
+            AuthorizationError: `platform.not_allowed`.
+            VerificationError: the image is not authentic, with the codes of `open_image`.
+            StateError: `platform.launch_failed`, `platform.exec_failed` or `platform.full`.
             UnavailableError: `platform.unavailable`.
         """
         opened: list[int] = []
@@ -136,5 +139,5 @@ class PlatformClient:
         if packet is None:
             raise UnavailableError("platform.unavailable", "the platform does not answer")
         if "error" in packet.message:
-            raise StateError(str(packet.message["error"]), str(packet.message.get("message", "refused")))
+            raise packets.rebuild_error(packet.message)
         return packet.message

@@ -122,9 +122,9 @@ def run_enclave(
             signal.signal(number, signal.SIG_DFL)
         os.execve(command.argv[0], command.argv, dict(command.env))  # noqa: S606 - a shell would interpret arguments
     except SecflError as error:
-        _fail(control, error.code, error.message)
+        _fail(control, error)
     except OSError as error:
-        _fail(control, "platform.exec_failed", error.strerror or "a system call failed")
+        _fail(control, StateError("platform.exec_failed", error.strerror or "a system call failed"))
     finally:
         os._exit(127)
 
@@ -194,9 +194,9 @@ def _move_up(descriptor: int) -> int:
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
 
 
-def _fail(end: socket.socket, code: str, message: str) -> None:
+def _fail(end: socket.socket, error: SecflError) -> None:
     try:
-        packets.send(end, {"event": "failed", "code": code, "message": message})
+        packets.send(end, packets.describe_error(error))
     except SecflError:
         # The other side is gone and learns it from its own end.
         return

@@ -94,9 +94,9 @@ class _Monitor:
             packets.send(status, {"event": "started"})
             packets.send(status, {"event": "exited", "code": _watch(gate, enclave, status)})
         except SecflError as error:
-            _fail(status, error.code, error.message)
+            _fail(status, error)
         except OSError as error:
-            _fail(status, "platform.launch_failed", error.strerror or "a system call failed")
+            _fail(status, StateError("platform.launch_failed", error.strerror or "a system call failed"))
         finally:
             os._exit(0)
 
@@ -109,9 +109,9 @@ class _Monitor:
                 die_with_parent(signal.SIGKILL, parent)
                 self._gate(parent, end, channel)
             except SecflError as error:
-                _fail(end, error.code, error.message)
+                _fail(end, error)
             except OSError as error:
-                _fail(end, "platform.launch_failed", error.strerror or "a system call failed")
+                _fail(end, StateError("platform.launch_failed", error.strerror or "a system call failed"))
             finally:
                 os._exit(1)
         return pid
@@ -151,7 +151,7 @@ class _Monitor:
         # The socket closes itself when execve succeeds.
         packet = packets.receive(control)
         if packet is not None:
-            raise StateError(str(packet.message["code"]), str(packet.message["message"]))
+            raise packets.rebuild_error(packet.message)
         return enclave
 
 
@@ -159,8 +159,8 @@ def _expect(control: socket.socket, event: str, *, descriptors: int = 0) -> pack
     packet = packets.receive(control, descriptors=descriptors)
     if packet is None:
         raise StateError("platform.launch_failed", "the launch ended without an answer")
-    if packet.message["event"] == "failed":
-        raise StateError(str(packet.message["code"]), str(packet.message["message"]))
+    if "error" in packet.message:
+        raise packets.rebuild_error(packet.message)
     if packet.message["event"] != event or len(packet.descriptors) != descriptors:
         raise StateError("platform.launch_failed", "the launch gave an unexpected answer")
     return packet
@@ -186,9 +186,9 @@ def _watch(gate: int, enclave: int, status: socket.socket) -> int:
                 raise
 
 
-def _fail(end: socket.socket, code: str, message: str) -> None:
+def _fail(end: socket.socket, error: SecflError) -> None:
     try:
-        packets.send(end, {"event": "failed", "code": code, "message": message})
+        packets.send(end, packets.describe_error(error))
     except SecflError:
         # The other side is gone and learns it from its own end.
         return

@@ -165,14 +165,16 @@ class PlatformProcess:
         # The question is taken off the socket first; closing over it would lose the answer as well.
         with contextlib.suppress(EncodingError, UnavailableError):
             packets.receive(requester)
-        self._reply(requester, _problem(AuthorizationError("platform.not_allowed", "this user may not ask")))
+        self._reply(
+            requester, packets.describe_error(AuthorizationError("platform.not_allowed", "this user may not ask"))
+        )
         self._forget(requester)
 
     def _request(self, requester: socket.socket) -> None:
         try:
             packet = packets.receive(requester, descriptors=_DESCRIPTORS)
         except (EncodingError, UnavailableError) as error:
-            self._reply(requester, _problem(error))
+            self._reply(requester, packets.describe_error(error))
             packet = None
         if packet is None:
             self._forget(requester)
@@ -180,9 +182,11 @@ class PlatformProcess:
         try:
             answer = self._perform(parse_request(packet), requester)
         except SecflError as error:
-            answer = _problem(error)
+            answer = packets.describe_error(error)
         except OSError as error:
-            answer = _problem(StateError("platform.launch_failed", error.strerror or "a system call failed"))
+            answer = packets.describe_error(
+                StateError("platform.launch_failed", error.strerror or "a system call failed")
+            )
         finally:
             for descriptor in packet.descriptors:
                 os.close(descriptor)
@@ -259,7 +263,7 @@ class PlatformProcess:
             packet = packets.receive(enclave.launched.status)
         except UnavailableError:
             packet = None
-        if packet is not None and packet.message["event"] == "started":
+        if packet is not None and packet.message.get("event") == "started":
             enclave.state = "running"
             self._tell_requester(enclave, {"id": enclave.name, "measurement": enclave.measurement.hex()})
             return
@@ -270,13 +274,12 @@ class PlatformProcess:
         self._drop(enclave.launched.channel)
         os.kill(enclave.launched.monitor, signal.SIGKILL)
         os.waitpid(enclave.launched.monitor, 0)
-        if packet is not None and packet.message["event"] == "exited":
+        if packet is not None and packet.message.get("event") == "exited":
             enclave.state, enclave.code = "exited", int(packet.message["code"])
         else:
-            message = packet.message if packet is not None else {}
             enclave.state, enclave.code = "failed", 125
-            code, text = str(message.get("code", "platform.launch_failed")), str(message.get("message", "it ended"))
-            self._tell_requester(enclave, _problem(StateError(code, text)))
+            ended = packets.describe_error(StateError("platform.launch_failed", "the launch ended without an answer"))
+            self._tell_requester(enclave, packet.message if packet is not None else ended)
         for waiter in enclave.waiters:
             self._reply(waiter, {"exit": enclave.code})
         enclave.waiters.clear()
@@ -319,10 +322,6 @@ def _describe(enclave: Enclave) -> dict[str, Any]:
         "state": enclave.state,
         "exit": enclave.code,
     }
-
-
-def _problem(error: SecflError) -> dict[str, Any]:
-    return {"error": error.code, "message": error.message}
 
 
 def _copy_config(descriptor: int) -> int:
