@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import yaml
 
-from secfl.testing.deployment import MEASUREMENT, Deployment, Workload
+from secfl.testing.deployment import Deployment
+from secfl.testing.enclaves import MEASUREMENT, Workload
 
 __all__ = ["COHORT_KEY", "COHORT_ROOT", "Heart", "owner_policy", "study_policy"]
 
@@ -106,7 +109,7 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
-def _write(document: dict[str, object]) -> bytes:
+def _write(document: Mapping[str, object]) -> bytes:
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=10_000).encode()
 
 

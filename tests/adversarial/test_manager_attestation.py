@@ -14,7 +14,8 @@ from secfl.errors import AppraisalError, AuthorizationError, FreshnessError, Sta
 from secfl.protocol.public import AttestReply, RenewRequest, payload_context
 from secfl.protocol.routes import route
 from secfl.protocol.service import Exit, MailboxAsk, Progress, Released, ReleaseKeyAsk, RootUpdate
-from secfl.testing.deployment import Deployment, MachineAttester
+from secfl.testing.deployment import Deployment
+from secfl.testing.enclaves import MachineAttester
 
 
 @pytest.fixture
@@ -228,7 +229,7 @@ def test_nw_15_another_founders_manager_is_told_apart(heart: Heart) -> None:
     assert founders_digest(heart.deployment.founders) != founders_digest(Deployment("cleveland").founders)
 
 
-def test_pb_the_update_of_a_policy_stops_renewal(heart: Heart) -> None:
+def test_the_update_of_a_policy_stops_renewal(heart: Heart) -> None:
     """After a vote the leases of the former version are not renewed: a change bites without a restart."""
     trainer = heart.trainer()
     trainer.attest()

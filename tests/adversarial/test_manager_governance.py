@@ -11,12 +11,13 @@ from manager_world import COHORT_KEY, COHORT_ROOT, Heart, owner_policy, study_po
 from secfl.crypto.signing import SigningKey
 from secfl.errors import AuthorizationError, FreshnessError, SecflError, StateError, VerificationError
 from secfl.manager.operations import PARTY_OPERATIONS, SERVICE_OPERATIONS, UNLOGGED
-from secfl.protocol import party, service
+from secfl.protocol import party
 from secfl.protocol.message import Message
 from secfl.protocol.party import ProposalReply, ReleaseReply, Vote, release_context
 from secfl.protocol.routes import ROUTES, Role, Route, route
 from secfl.protocol.service import Exit, Released, ReleaseKeyAsk
-from secfl.testing.deployment import Deployment, Member, Workload
+from secfl.testing.deployment import Deployment, Member
+from secfl.testing.enclaves import Workload
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_pb_10_an_edited_proposal_has_no_votes(deployment: Deployment) -> None:
     assert deployment.vote("model-owner", edited, other) == "open"
 
 
-def test_pb_a_rejected_or_lapsed_proposal_stays_closed(deployment: Deployment) -> None:
+def test_a_rejected_or_lapsed_proposal_stays_closed(deployment: Deployment) -> None:
     """A refused proposal cannot be sent again, and a lapsed one takes no votes."""
     document = deployment.proposal("heart", study(deployment))
     reply = deployment.propose("cleveland", document)
@@ -185,12 +186,16 @@ def running() -> tuple[Heart, Workload]:
 
 
 def _questions(deployment: Deployment) -> dict[str, Message]:
-    common = {"deployment_id": deployment.deployment_id, "nonce": deployment.nonce()}
-    fresh = {**common, "nonce": deployment.nonce()}
+    deployment_id = deployment.deployment_id
     return {
-        "studies/status": party.StatusAsk(**common, study="heart"),
-        "challenges": party.ChallengeAsk(**fresh, study="heart", service="trainer", challenge=bytes(31) + b"x"),
-        "service/mailbox": service.MailboxAsk(seen=0, wait=0),
+        "studies/status": party.StatusAsk(deployment_id=deployment_id, nonce=deployment.nonce(), study="heart"),
+        "challenges": party.ChallengeAsk(
+            deployment_id=deployment_id,
+            nonce=deployment.nonce(),
+            study="heart",
+            service="trainer",
+            challenge=bytes(31) + b"x",
+        ),
     }
 
 

@@ -26,7 +26,8 @@ from secfl.protocol.public import Founders
 from secfl.protocol.service import Exit, Released, ReleaseKeyAsk, RootUpdate
 from secfl.tee.bundle import TrustBundle
 from secfl.tee.verifier import InProcessVerifier
-from secfl.testing.deployment import KIND, MANAGER_MEASUREMENT, Deployment, MachineAttester
+from secfl.testing.deployment import Deployment
+from secfl.testing.enclaves import KIND, MANAGER_MEASUREMENT, MachineAttester
 
 
 class Tampered(MemoryStore):
@@ -192,7 +193,7 @@ def test_sv_01_after_a_failed_write_nothing_is_acknowledged(tmp_path: Path) -> N
     log = Log(bytes(16), bytes(32))
     from secfl.manager.log import Event
 
-    entries = [log.append(Event("started", {}), now=1, salt=bytes(32)) for _ in range(3)]
+    entries = [log.append(Event("exported", {}), now=1, salt=bytes(32)) for _ in range(3)]
     store.append([entries[0].row])
 
     async def run() -> None:

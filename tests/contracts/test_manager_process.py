@@ -23,7 +23,8 @@ from secfl.protocol.public import Founder, Identity, NonceReply
 from secfl.tee.bundle import TrustBundle
 from secfl.tee.simulated.machine import SimulatedMachine
 from secfl.tee.simulated.vendor import Vendor
-from secfl.testing.deployment import KIND, MANAGER_MEASUREMENT, MachineAttester, Member
+from secfl.testing.deployment import Member
+from secfl.testing.enclaves import KIND, MANAGER_MEASUREMENT, MachineAttester
 
 
 class Platform:

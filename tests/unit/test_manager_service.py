@@ -47,7 +47,8 @@ from secfl.protocol.public import (
 from secfl.protocol.service import Answer, MailboxAsk, MailboxReply
 from secfl.tee.bundle import TrustBundle
 from secfl.tee.verifier import InProcessVerifier, verify
-from secfl.testing.deployment import KIND, MANAGER_MEASUREMENT, Deployment, MachineAttester, Workload
+from secfl.testing.deployment import Deployment
+from secfl.testing.enclaves import KIND, MANAGER_MEASUREMENT, MachineAttester, Workload
 
 
 class Served:

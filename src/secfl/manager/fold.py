@@ -247,6 +247,5 @@ _HANDLERS: dict[str, Callable[[State, Entry], None]] = {
     "renewed": _renewed,
     "revoked": _revoked,
     "rooted": _rooted,
-    "started": _nothing,
     "voted": _voted,
 }
