@@ -91,8 +91,8 @@ def enter_namespaces(host: int, *, user: int) -> str:
     else:
         unshare(_INNER)
         devices = _FOUND
-    # The monitor may write the map only of a process that is dumpable.
-    set_dumpable(allowed=True)
+        # Without root, the monitor may write the map only of a process that is dumpable.
+        set_dumpable(allowed=True)
     return devices
 
 
