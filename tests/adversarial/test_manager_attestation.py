@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
@@ -11,11 +12,14 @@ from secfl.attestation.binding import Purpose
 from secfl.crypto.hpke import SealingKey
 from secfl.crypto.signing import SigningKey
 from secfl.errors import AppraisalError, AuthorizationError, FreshnessError, StateError, VerificationError
+from secfl.manager.attesting import Attempt
 from secfl.protocol.public import AttestReply, RenewRequest, payload_context
 from secfl.protocol.routes import route
 from secfl.protocol.service import Exit, MailboxAsk, Progress, Released, ReleaseKeyAsk, RootUpdate
+from secfl.tee.verifier import verify
 from secfl.testing.deployment import Deployment
 from secfl.testing.enclaves import MachineAttester
+from secfl.testing.forge import NOW
 
 
 @pytest.fixture
@@ -104,13 +108,18 @@ def test_ev_14_an_old_key_with_old_evidence_is_refused(heart: Heart) -> None:
         trainer.call("service/mailbox", MailboxAsk(seen=0, wait=0))
 
 
-@pytest.mark.parametrize("change", [{"service": "aggregator"}, {"site": "hub"}])
-def test_ev_15_evidence_of_one_role_or_node_serves_no_other(heart: Heart, change: dict[str, str]) -> None:
-    """A trainer's evidence presented as the aggregator's, or as another site's, is refused."""
-    trainer = heart.trainer()
-    nonce = heart.deployment.nonce()
-    with pytest.raises(VerificationError, match=r"binding\.mismatch"):
-        heart.deployment.attest("attest", trainer.request(nonce, **change))
+def test_ev_15_evidence_of_one_role_or_node_serves_no_other(heart: Heart) -> None:
+    """A trainer's evidence presented as the aggregator's, or an aggregator's as another site's, is refused."""
+    nonce = heart.deployment.nonce
+    requests = (
+        heart.trainer().request(nonce(), service="aggregator"),
+        heart.aggregator().request(nonce(), site="other"),
+    )
+    for request in requests:
+        with pytest.raises(VerificationError, match=r"binding\.mismatch"):
+            heart.deployment.attest("attest", request)
+    with pytest.raises(AppraisalError, match=r"appraisal\.site"):
+        heart.deployment.attest("attest", heart.trainer().request(nonce(), site="hub"))
 
 
 def test_ev_15_a_service_on_an_unlisted_platform_is_refused(heart: Heart) -> None:
@@ -173,6 +182,29 @@ def test_ev_34_a_nodes_hardware_never_changes(heart: Heart) -> None:
     with pytest.raises(AppraisalError, match=r"appraisal\.platform_changed"):
         other.attest()
     assert heart.trainer().attest().service == "trainer"
+
+
+def test_ev_34_of_two_racing_registrations_the_first_wins(heart: Heart) -> None:
+    """Both requests are verified at the same time; the one concluded second, from other hardware, is refused."""
+    deployment = heart.deployment
+    own, second = (deployment.machines[site].platform_id.hex() for site in ("hub", "other"))
+    listed = heart.policy.replace(f'- "{own}"'.encode(), f'- "{own}"\n  - "{second}"'.encode())
+    heart.policy_hash = deployment.activate("heart", listed, "cleveland", "model-owner", predecessor=heart.policy_hash)
+    heart.policy = listed
+    rivals = [heart.aggregator(), heart.aggregator()]
+    rivals[1].attester = MachineAttester(deployment.machines["other"])
+    arguments: dict[str, Any] = {"now": deployment.now, "random": os.urandom}
+    attempts = [
+        deployment.manager.begin(route("attest"), rival.request(deployment.nonce()).encode(), **arguments)
+        for rival in rivals
+    ]
+    statuses = []
+    for attempt in attempts:
+        assert isinstance(attempt, Attempt)
+        vendor = deployment.vendor
+        verified = verify(attempt.parsed_evidence(), vendor.collateral("tdx", NOW), vendor.anchor(), NOW)
+        statuses.append(deployment.manager.finish(attempt, verified, collateral="", **arguments).status)
+    assert statuses == [200, 403]
 
 
 def test_fl_01_a_lapsed_lease_gets_nothing(heart: Heart) -> None:

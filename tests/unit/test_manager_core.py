@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
+
 from manager_world import COHORT_KEY, COHORT_ROOT, Heart
+from secfl.attestation.binding import Purpose
+from secfl.errors import AppraisalError, EncodingError, SecflError, StateError
+from secfl.manager.log import Event, parse_public
 from secfl.protocol.public import Empty
 from secfl.protocol.service import Exit, MailboxAsk, MailboxReply, RootUpdate
 
@@ -58,3 +65,31 @@ def test_a_repeated_root_update_is_acknowledged_again() -> None:
     aggregator.call("service/roots", update)
     aggregator.call("service/roots", update)
     assert heart.deployment.manager.state.studies["heart"].heads["model"].sequence == 1
+
+
+def test_unverified_evidence_stays_out_of_the_log() -> None:
+    """The log keeps the hash of evidence that nobody could verify, and the bytes of evidence that was authentic."""
+    heart = Heart()
+    wrong = heart.trainer(root=bytes(31) + b"x")
+    with pytest.raises(AppraisalError):
+        wrong.attest()
+    request = heart.trainer().request(heart.deployment.nonce())
+    forged = request.model_copy(update={"evidence": wrong.evidence(Purpose.ATTEST, request.nonce).replace("A", "B")})
+    with pytest.raises(SecflError):
+        heart.deployment.attest("attest", forged)
+    authentic, unverified = [parse_public(row.public).public for row in list(heart.deployment.store.rows())[-2:]]
+    assert authentic["evidence"]
+    assert unverified["evidence"] == ""
+    assert len(unverified["evidence_digest"]) == 64
+
+
+def test_a_manager_that_lost_an_entry_takes_no_further_one() -> None:
+    """When an event cannot be taken into account nothing is appended after it, so the chain on the disk stays whole."""
+    heart = Heart()
+    manager = heart.deployment.manager
+    with pytest.raises(EncodingError, match=r"log\.unknown_kind"):
+        manager.append(Event("unheard-of", {}), now=heart.deployment.now, random=os.urandom)
+    with pytest.raises(StateError, match=r"manager\.broken"):
+        heart.trainer().attest()
+    heart.deployment.manager = heart.deployment.reopened()
+    heart.trainer().attest()

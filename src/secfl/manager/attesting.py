@@ -26,6 +26,7 @@ from secfl.manager.payload import service_payload
 from secfl.manager.records import Lease, Study
 from secfl.manager.step import Context, Step
 from secfl.manager.volumes import expected_roots, plan_mounts
+from secfl.policy.model import Policy
 from secfl.policy.requirements import reference_values
 from secfl.policy.version import PolicyVersion
 from secfl.protocol.binding import Subject, read_launch_claims, service_binding
@@ -70,12 +71,13 @@ class Attempt:
         """Check all that needs no verified evidence; returns the attempt with its binding.
 
         Raises:
-            AppraisalError: `appraisal.policy_not_in_force`.
+            AppraisalError: `appraisal.policy_not_in_force` or `appraisal.site`.
             StateError: `policy.not_in_force`, `policy.unknown_service` or `lease.lapsed`.
             EncodingError: a field is malformed.
         """
         version = _version(context, self)
         service = version.policy.service(self.service)
+        _require_site(version.policy, self)
         if self.purpose is Purpose.RENEW:
             _lease(context, self)
         identity = context.state.identity
@@ -171,11 +173,13 @@ def admit(context: Context, attempt: Attempt, verified: VerifiedEvidence) -> Ste
 
 
 def refusal_of(attempt: Attempt, error: SecflError, verified: VerifiedEvidence | None) -> Event:
-    """The event of a refused attestation, with its evidence, so that the verdict can be checked later."""
+    """The event of a refused attestation; with its evidence, if authentic, so that the verdict can be checked later."""
     findings = error.findings if isinstance(error, AppraisalError) else ()
     digest = hashlib.sha256(attempt.evidence.encode()).digest() if verified is None else verified.evidence_digest
     public: JsonObject = {
         **_exchange(attempt),
+        # What nobody verified may be anything: the log keeps its hash, not its bytes.
+        "evidence": attempt.evidence if verified else "",
         "code": error.code,
         "evidence_digest": digest.hex(),
         "findings": [
@@ -260,6 +264,15 @@ def _require_place(context: Context, attempt: Attempt, verified: VerifiedEvidenc
     holder = context.state.leases_by_key.get(PublicKey(attempt.tls_key).key_id)
     if holder is not None and (holder.study, holder.service) != (attempt.study, attempt.service):
         raise AuthorizationError("lease.key_in_use", "another service holds a lease with this key")
+
+
+def _require_site(policy: Policy, attempt: Attempt) -> None:
+    # EV-15: a trainer's site is the name under which its owner and the round records know it.
+    trainers = policy.federation.trainers if policy.federation else {}
+    sites = sorted(site for site, service in trainers.items() if service == attempt.service)
+    if sites and attempt.site not in sites:
+        remedy = "launch the service at the site that the policy names for it"
+        raise AppraisalError([Finding("appraisal.site", ", ".join(sites), attempt.site, remedy)])
 
 
 def _version(context: Context, attempt: Attempt) -> PolicyVersion:

@@ -68,15 +68,22 @@ class Manager:
         self.state = state
         self.settings = settings or Settings()
         self._nonces = ChallengeBook()
+        self._broken = False
 
     def append(self, event: Event, *, now: int, random: Random) -> Entry:
         """Add an event to the log and to the state.
 
         Raises:
             EncodingError: the event has no canonical form.
+            StateError: `manager.broken`: an earlier entry could not be taken into account; restart.
         """
+        if self._broken:
+            raise StateError("manager.broken", "an entry could not be taken into account", hint="restart the manager")
+        # Until both have it the two may differ: an entry that is lost in between would tear the chain on the disk.
+        self._broken = True
         entry = self.log.append(event, now=now, salt=random(_SALT_BYTES))
         fold.apply(self.state, entry)
+        self._broken = False
         return entry
 
     def nonce(self, *, now: int, random: Random) -> NonceReply:

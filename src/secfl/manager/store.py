@@ -100,18 +100,21 @@ class SqliteStore:
         Raises:
             UnavailableError: `store.unavailable`.
         """
-        for sequence, public, sealed, chained in self._read("SELECT seq, public, sealed, hash FROM log ORDER BY seq"):
-            yield Row(int(sequence), bytes(public), bytes(sealed), bytes(chained))
+        last = -(2**63)
+        while found := self._read(_SELECT, last):
+            for sequence, public, sealed, chained in found:
+                yield Row(int(sequence), bytes(public), bytes(sealed), bytes(chained))
+                last = int(sequence)
 
     def close(self) -> None:
         """Give the file back."""
         with self._lock:
             self._db.close()
 
-    def _read(self, statement: str) -> list[tuple[Any, ...]]:
+    def _read(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         try:
             with self._lock:
-                return self._db.execute(statement).fetchall()
+                return self._db.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise UnavailableError("store.unavailable", f"the store cannot be read: {error}") from error
 
@@ -154,6 +157,7 @@ class MemoryStore:
         return iter(tuple(self._rows))
 
 
+_SELECT = "SELECT seq, public, sealed, hash FROM log WHERE seq > ? ORDER BY seq LIMIT 256"
 _INSERT = "INSERT INTO log VALUES (?, ?, ?, ?)"
 
 
