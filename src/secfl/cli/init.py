@@ -87,9 +87,9 @@ def write_study(folder: Path, plan: StudyPlan, *, addresses: dict[str, str]) -> 
         write_file(folder / "sites" / f"{site}.json", content)
     environment = Environment(
         loader=PackageLoader("secfl.cli"),
-        autoescape=False,
+        autoescape=False,  # noqa: S701 - Markdown and Python, not HTML
         undefined=StrictUndefined,
-        keep_trailing_newline=True,  # noqa: S701 - Markdown and Python, not HTML
+        keep_trailing_newline=True,
     )
     for source, target in (("study_readme.md", "README.md"), ("partition.py.txt", "partition.py")):
         write_file(folder / target, environment.get_template(source).render(plan=plan).encode())

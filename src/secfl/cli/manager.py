@@ -80,7 +80,7 @@ def manager_config(listen: str, founders: Founders) -> bytes:
     return config.encode()
 
 
-def install_collateral(host_dir: Path, paths: list[Path]) -> None:
+def install_collateral(host_dir: Path, paths: list[Path], *, quiet: bool = False) -> None:
     """Copy trust bundles to where the manager looks for them; it verifies them itself.
 
     Raises:
@@ -90,7 +90,7 @@ def install_collateral(host_dir: Path, paths: list[Path]) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in paths:
         bundle = TrustBundle.decode(read_file(path))
-        if bundle.anchor.simulated:
+        if bundle.anchor.simulated and not quiet:
             simulated_banner(note, bundle.anchor.domain)
         write_file(folder / f"{bundle.anchor.domain.replace(':', '-')}.json", bundle.encode())
 

@@ -65,6 +65,16 @@ class PeerVerifier:
             VerificationError: the answer is not authentic, or bound to something else.
             AppraisalError: the service is not what the policy names.
         """
+        challenge, state = self.challenge(service, patience=patience)
+        return self.accept(service, challenge=challenge, state=state, now=int(clock()))
+
+    def challenge(self, service: str, *, patience: float = 15.0) -> tuple[bytes, ChallengeState]:
+        """Send a nonce of our own to a running service; returns the nonce and the unverified answer.
+
+        Raises:
+            UnavailableError: `peer.no_answer`.
+            SecflError: what the manager refused.
+        """
         challenge = os.urandom(NONCE_BYTES)
         asked = self._session.ask(
             "challenges",
@@ -74,7 +84,7 @@ class PeerVerifier:
             ChallengeReply,
         )
         deadline = time.monotonic() + patience
-        while True:
+        while time.monotonic() < deadline:
             state = self._session.ask(
                 "challenges/poll",
                 lambda deployment, nonce: ChallengePoll(
@@ -83,12 +93,9 @@ class PeerVerifier:
                 ChallengeState,
             )
             if state.answered:
-                return self.accept(service, challenge=challenge, state=state, now=int(clock()))
-            if time.monotonic() > deadline:
-                raise UnavailableError(
-                    "peer.no_answer", f"{self._policy.name}/{service} did not answer", hint="is it running?"
-                )
+                return challenge, state
             time.sleep(_POLL_SECONDS)
+        raise UnavailableError("peer.no_answer", f"{self._policy.name}/{service} did not answer", hint="is it running?")
 
     def accept(self, service: str, *, challenge: bytes, state: ChallengeState, now: int) -> PeerAttestation:
         """Decide on an answer: bound to this party's nonce and policy, authentic, and what the policy names.

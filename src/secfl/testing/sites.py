@@ -7,14 +7,16 @@ address of its own, and `Sites.isolated` says so.
 
 from __future__ import annotations
 
+# The first two are loaded now since a site's user may not be able to read this interpreter's files later.
+import _strptime  # noqa: F401
 import ctypes
-import encodings.idna  # noqa: F401 - a site's user may not read this interpreter's files later
+import encodings.idna  # noqa: F401
 import os
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -103,6 +105,36 @@ class Site:
         with os.fdopen(writer, "wb") as pipe:
             pipe.write(strict_json.encode(answer))
         os._exit(status)
+
+    def stream(self, function: Callable[[Callable[[Any], None]], None]) -> Iterator[Any]:
+        """Run a function as this site; yield each JSON-able value that it emits, until it ends.
+
+        Raises:
+            SiteStepError: `site.step_failed` with the error's text.
+        """
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            with os.fdopen(os.dup(writer), "wb", buffering=0) as pipe:
+
+                def emit(value: Any) -> None:
+                    pipe.write(strict_json.encode({"emitted": value}) + b"\n")
+
+                self._child(writer, function, (emit,))
+        os.close(writer)
+        try:
+            with os.fdopen(reader, "rb") as lines:
+                for line in lines:
+                    answer = strict_json.decode(line.removesuffix(b"\n"))
+                    if "error" in answer:
+                        raise SiteStepError(
+                            "site.step_failed", f"{self.name}: {answer['error']}", reason=answer["code"]
+                        )
+                    if "emitted" in answer:
+                        yield answer["emitted"]
+        finally:
+            _end(pid, at_once=True)
 
     def spawn(self, function: Callable[..., None], *arguments: Any, log: Path, keep_root: bool = False) -> int:
         """Start a long-running process of this site; returns its pid. Its output goes to `log`."""
