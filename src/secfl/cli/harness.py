@@ -261,7 +261,7 @@ class Harness:
         prepare_host(self._socket(site), host)
         return host
 
-    def config(self, service: str, site: str, **changes: Any) -> LaunchConfig:
+    def config(self, service: str, site: str, changes: Mapping[str, Any] | None = None) -> LaunchConfig:
         """Make the operator's launch configuration of a service."""
         aggregator = service == AGGREGATOR
         cohort = {} if aggregator else {f"cohort-{service.removeprefix('trainer-')}": "volumes/cohort"}
@@ -276,7 +276,7 @@ class Harness:
             "images": {"code": "volumes/code", **cohort},
             "volumes": {"model": "volumes/model"} if aggregator else {},
         }
-        return LaunchConfig(**{**values, **changes})
+        return LaunchConfig(**{**values, **(changes or {})})
 
     def _gateway(self) -> str:
         return f"{self.sites[self.plan.aggregator_site].address}:{GATEWAY_PORT}"
@@ -296,9 +296,9 @@ class Harness:
         self.services[service] = self.start(service, site, host)
         return self.services[service]
 
-    def start(self, service: str, site: str, host: Path, **changes: Any) -> Service:
+    def start(self, service: str, site: str, host: Path, changes: Mapping[str, Any] | None = None) -> Service:
         """Start an enclave for a service with a delivered host directory; `changes` go into its configuration."""
-        config = self.config(service, site, **changes).encode()
+        config = self.config(service, site, changes).encode()
         return self._launch(service, site, entry_of(self.image, "shield"), config, host)
 
     def _launch(self, name: str, site: str, entry: Entry, config: bytes, host: Path) -> Service:

@@ -44,7 +44,7 @@ def changed_code(harness: Harness, *, file: str, old: str, new: str) -> list[Ref
     pack_image(rogue / "plain", rogue / "sealed-code", mode=Mode.ENCRYPTED, key=os.urandom(32))
     victim = harness.plan.sites[0]
     host = harness.deliver(ROGUE, code=rogue / "sealed-code", cohort=harness.sites[victim].home / "sealed")
-    service = harness.start(f"trainer-{victim}", ROGUE, host, site=victim)
+    service = harness.start(f"trainer-{victim}", ROGUE, host, {"site": victim})
     return _launched("rogue site, one line changed", service)
 
 
@@ -52,7 +52,7 @@ def stale_policy(harness: Harness, policy_hash: str) -> list[Refusal]:
     """A site starts a trainer under the agreement that was in force before."""
     host = harness.sites[ROGUE].home / "host"
     victim = harness.plan.sites[0]
-    service = harness.start(f"trainer-{victim}", ROGUE, host, site=victim, policy_hash=policy_hash)
+    service = harness.start(f"trainer-{victim}", ROGUE, host, {"site": victim, "policy_hash": policy_hash})
     return _launched("stale policy", service)
 
 
