@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from secfl.crypto import strict_json
-from secfl.errors import ConfigError
+from secfl.errors import ConfigError, UnavailableError
 from secfl.party.home import read_file
 from secfl.tee.simulated.client import EnclaveHandle, PlatformClient
 from secfl.tee.simulated.requests import EnclaveCommand
 
-__all__ = ["Entry", "entry_of", "launch", "prepare_host"]
+__all__ = ["Entry", "await_platform", "entry_of", "launch", "prepare_host"]
+
+_PLATFORM_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,26 @@ def launch(
     errors = console if console is not None else sys.stderr.fileno()
     handle = client.launch(entry.image, entry.command, config=config, host_dir=host_dir, stdout=output, stderr=errors)
     return client, handle
+
+
+def await_platform(platform: Path, *, seconds: float = _PLATFORM_SECONDS) -> None:
+    """Wait until a platform process that was just started answers.
+
+    Raises:
+        UnavailableError: `platform.not_running`.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            PlatformClient(platform).list()
+        except UnavailableError as error:
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    "platform.not_running", f"no platform answers at {platform}", hint="secfl simulated run DIRECTORY"
+                ) from error
+        else:
+            return
+        time.sleep(0.1)
 
 
 def prepare_host(platform: Path, host_dir: Path, folders: Iterable[str] = ()) -> None:

@@ -11,11 +11,12 @@ from typing import Annotated
 import typer
 
 from secfl.cli.console import note, out, print_json, table
+from secfl.cli.enclaves import entry_of
 from secfl.cli.options import Json
 from secfl.crypto import strict_json
 from secfl.federation.flower.contract import check_files, check_version
 from secfl.linux.runtime.build import build_runtime_image
-from secfl.party.home import read_file
+from secfl.party.home import read_file, write_file
 
 __all__ = ["app"]
 
@@ -61,3 +62,16 @@ def show(target: Out, json: Json = False) -> None:  # noqa: FBT002 - a command-l
         for kind, value in entry["measurements"].items()
     ]
     out.print(table(f"image {document['image_root']}", ("entry", "platform", "measurement"), rows))
+
+
+@app.command()
+def reference(
+    image: Annotated[Path, typer.Argument(help="directory of the image", exists=True, file_okay=False)],
+    platform: Annotated[Path, typer.Option(help="platform.json of any site of the trust domain", exists=True)],
+    target: Annotated[Path, typer.Option("--out", help="the study's handed-over/image.json")],
+) -> None:
+    """Write down what a study's services are measured as, from your own copy of the image."""
+    public = strict_json.decode(read_file(platform))
+    measurement = entry_of(image, "shield").measurements[public["tee"]]
+    write_file(target, strict_json.encode({"measurement": measurement, "trust_domain": public["trust_domain"]}))
+    out.print(f"{target}: measurement {measurement}")

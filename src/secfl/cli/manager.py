@@ -10,7 +10,7 @@ import typer
 
 from secfl.attestation.statement import ManagerClaims
 from secfl.cli.console import note, out, print_json, simulated_banner
-from secfl.cli.enclaves import entry_of, launch, prepare_host
+from secfl.cli.enclaves import await_platform, entry_of, launch, prepare_host
 from secfl.cli.options import Home, Json
 from secfl.crypto import strict_json
 from secfl.errors import ConfigError
@@ -107,6 +107,7 @@ def start(
     """Start the manager in an enclave and stay until it ends."""
     founders = founders_of(identities)
     install_collateral(host_dir, collateral)
+    await_platform(platform)
     prepare_host(platform, host_dir, ("state",))
     entry = entry_of(image, "manager")
     client, handle = launch(platform, entry, config=manager_config(listen, founders), host_dir=host_dir)

@@ -66,6 +66,7 @@ def curves(rounds: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
                     panel.plot(*zip(*points, strict=True), label=series, **style)
             panel.set_title(metric)
             panel.set_xlabel("round")
+            panel.xaxis.get_major_locator().set_params(integer=True)
             panel.grid(visible=True, alpha=0.3)
         panels[0][0].legend()
         figure.tight_layout()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from secfl.cli.console import findings_table, note, out
-from secfl.cli.enclaves import entry_of, launch, prepare_host
+from secfl.cli.enclaves import await_platform, entry_of, launch, prepare_host
 from secfl.crypto import strict_json
 from secfl.errors import ConfigError, Finding
 from secfl.party.home import read_file
@@ -75,6 +75,7 @@ def run(
 ) -> None:
     """Launch a service, show its phases, and end with its exit status."""
     config = site_config(site_file, target, read_file(policy))
+    await_platform(platform)
     prepare_host(platform, host_dir)
     reader, writer = os.pipe()
     client, handle = launch(

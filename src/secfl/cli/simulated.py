@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import struct
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,22 +13,26 @@ from typing import Annotated
 import typer
 
 from secfl.attestation.evidence import KINDS
-from secfl.cli.console import out, simulated_banner
+from secfl.cli.console import note, out, simulated_banner
 from secfl.crypto import strict_json
-from secfl.errors import ConfigError, StateError
+from secfl.errors import ConfigError, StateError, UnavailableError
+from secfl.linux.namespaces import in_initial_user_namespace
 from secfl.party.home import read_file, write_file
 from secfl.tee.bundle import TrustBundle
 from secfl.tee.simulated.machine import SimulatedMachine
 from secfl.tee.simulated.process import MACHINE_FILE, PlatformProcess, load_machine
 from secfl.tee.simulated.vendor import Vendor
 
-__all__ = ["app", "create_platform", "create_vendor", "run_platform"]
+__all__ = ["app", "create_platform", "create_vendor", "run_platform", "site_user_of", "stop_platform"]
 
 app = typer.Typer(help="The simulated platform. It is no boundary against root on this machine.", no_args_is_help=True)
 _VENDOR = "vendor.json"
 BUNDLE = "collateral.json"
 PUBLIC = "platform.json"
 SOCKET = "platform.sock"
+# Above the numbers that Debian gives to people and services, and never 65534 (nobody).
+_SITE_USERS = range(61_001, 65_500)
+_STOP_SECONDS = 10.0
 Directory = Annotated[Path, typer.Argument(help="a directory of its own, mode 0700")]
 
 
@@ -81,6 +88,41 @@ def run_platform(directory: Path, socket_path: Path, *, site_user: int | None) -
     process.run(out.print)
 
 
+def site_user_of(machine: SimulatedMachine) -> int | None:
+    """Choose the user of a site's enclaves: one number a platform when root starts it, else the caller's own.
+
+    Enclaves never run as the machine's root, and sites that share a machine should not share a user.
+    """
+    if os.geteuid() != 0 or not in_initial_user_namespace():
+        return None
+    return _SITE_USERS[int.from_bytes(machine.platform_id, "big") % len(_SITE_USERS)]
+
+
+def stop_platform(path: Path) -> None:
+    """End the process that listens on a platform's socket, and with it every enclave of the platform.
+
+    Raises:
+        UnavailableError: `simulated.not_running` or `simulated.not_stopped`.
+        ConfigError: `simulated.not_permitted`.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        try:
+            connection.connect(str(path))
+        except OSError as error:
+            raise UnavailableError("simulated.not_running", f"no platform listens on {path}") from error
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    listener, _, _ = struct.unpack("3i", credentials)
+    try:
+        os.kill(listener, signal.SIGTERM)
+    except OSError as error:
+        raise ConfigError("simulated.not_permitted", f"cannot stop process {listener}: {error.strerror}") from error
+    deadline = time.monotonic() + _STOP_SECONDS
+    while Path(f"/proc/{listener}").exists() and path.exists():
+        if time.monotonic() > deadline:
+            raise UnavailableError("simulated.not_stopped", f"process {listener} did not end in {_STOP_SECONDS:.0f} s")
+        time.sleep(0.05)
+
+
 @app.command("create-root")
 def create_root(directory: Directory) -> None:
     """Make a simulated root; whoever accepts it names its fingerprint."""
@@ -104,12 +146,29 @@ def create_platform_command(
 @app.command("run")
 def run(
     directory: Directory,
-    socket: Annotated[Path | None, typer.Option(help="where to listen; default platform.sock in the directory")] = None,
-    site_user: Annotated[int | None, typer.Option(help="numeric user of the site, when started as root")] = None,
+    socket_path: Annotated[
+        Path | None, typer.Option("--socket", help="where to listen; default platform.sock in the directory")
+    ] = None,
+    site_user: Annotated[
+        int | None,
+        typer.Option(help="numeric user of the site's enclaves, when started as root; default: one of 61001 to 65499"),
+    ] = None,
 ) -> None:
-    """Run the platform process of one site in the foreground."""
+    """Run the platform process of one site in the foreground; `secfl simulated stop` or Ctrl-C ends it."""
     domain = strict_json.decode(read_file(directory / PUBLIC))["trust_domain"]
     simulated_banner(out, domain)
-    load_machine(directory)
+    machine = load_machine(directory)
+    if site_user is None:
+        site_user = site_user_of(machine)
+        if site_user is not None:
+            note.print(f"started as root: the site's enclaves run as user {site_user}; --site-user NUMBER changes it")
     os.umask(0o077)
-    run_platform(directory, socket or directory / SOCKET, site_user=site_user)
+    run_platform(directory, socket_path or directory / SOCKET, site_user=site_user)
+
+
+@app.command("stop")
+def stop(sockets: Annotated[list[Path], typer.Argument(help="the sockets of running platforms")]) -> None:
+    """Stop platform processes and every enclave on them."""
+    for path in sockets:
+        stop_platform(path)
+        out.print(f"{path}: stopped")

@@ -7,14 +7,12 @@ address of its own, and `Sites.isolated` says so.
 
 from __future__ import annotations
 
-# The first two are loaded now since a site's user may not be able to read this interpreter's files later.
-import _strptime  # noqa: F401
 import ctypes
-import encodings.idna  # noqa: F401
 import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -174,6 +172,9 @@ class Sites:
         if len(names) > 200:
             raise ConfigError("sites.too_many", "at most 200 sites")
         self.isolated = os.getuid() == 0
+        # Modules that the library loads on first use: a site's user may not be able to read the interpreter's files.
+        time.strptime("2000", "%Y")
+        "localhost".encode("idna")
         self.sites: dict[str, Site] = {}
         self._holders: list[int] = []
         self._switch: int | None = None

@@ -198,7 +198,7 @@ class Story:
             [row["round"], *(f"{row[series].get(name, float('nan')):.6f}" for name in names for series in _SERIES)]
             for row in rows
         ]
-        out.print(table("", ["round", *(f"{name}\n{series[:5]}" for name in names for series in _SERIES)], cells))
+        out.print(table("", ["round", *(f"{name}\n{label}" for name in names for label in ("conf.", "plain"))], cells))
         if not equal:
             raise EngineError("demo.not_equal", "the confidential and the plain run differ")
         return plain, model
