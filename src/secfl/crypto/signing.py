@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -36,6 +37,8 @@ from secfl.errors import AuthorizationError, EncodingError, VerificationError
 __all__ = ["PublicKey", "SigningKey", "VerifiedPayload", "verify_envelope"]
 
 _MAX_ENVELOPE = 32 * 1024 * 1024
+_KNOWN_KEYS = 512
+"""Parsed keys that are kept: the same few keys come with every request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +53,7 @@ class PublicKey:
         Raises:
             EncodingError: `key.unsupported`.
         """
-        try:
-            key = load_der_public_key(self.spki)
-        except (ValueError, UnsupportedAlgorithm) as error:
-            raise EncodingError("key.unsupported", "not a DER public key") from error
-        good = isinstance(key, Ed25519PublicKey) or (
-            isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)
-        )
-        if not good or key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != self.spki:
-            raise EncodingError("key.unsupported", "only Ed25519 and P-256 keys in their one DER form")
+        _load(self.spki)
 
     @property
     def key_id(self) -> str:
@@ -71,14 +66,12 @@ class PublicKey:
         Raises:
             VerificationError: `signature.invalid`.
         """
-        key = load_der_public_key(self.spki)
+        key = _load(self.spki)
         try:
             if isinstance(key, Ed25519PublicKey):
                 key.verify(signature, message)
-            elif isinstance(key, EllipticCurvePublicKey):
+            else:
                 key.verify(signature, message, ECDSA(SHA256()))
-            else:  # excluded by __post_init__
-                raise VerificationError("signature.invalid", "unsupported key")
         except InvalidSignature:
             raise VerificationError("signature.invalid", "the signature does not match", key=self.key_id) from None
         return message
@@ -174,6 +167,19 @@ def verify_envelope(envelope: bytes, *, purpose: str, keys: Iterable[PublicKey])
             key.verify(_pae(purpose, payload), signature)
             return VerifiedPayload(payload, key)
     raise AuthorizationError("signature.unknown_key", "the signing key is not one of the accepted keys", key=key_id)
+
+
+@lru_cache(maxsize=_KNOWN_KEYS)
+def _load(spki: bytes) -> Ed25519PublicKey | EllipticCurvePublicKey:
+    try:
+        key = load_der_public_key(spki)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise EncodingError("key.unsupported", "not a DER public key") from error
+    if isinstance(key, Ed25519PublicKey | EllipticCurvePublicKey):
+        good = isinstance(key, Ed25519PublicKey) or isinstance(key.curve, SECP256R1)
+        if good and key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == spki:
+            return key
+    raise EncodingError("key.unsupported", "only Ed25519 and P-256 keys in their one DER form")
 
 
 def _parts(document: object) -> tuple[bytes, str, str, bytes]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -212,7 +213,7 @@ def issue_leaf(authority: Authority, public: PublicKey, profile: LeafProfile) ->
     """
     if not (profile.dns or profile.ips) or not profile.usages:
         raise ValueError("a leaf has at least one alternative name and one usage")
-    issuer = _load(authority.certificate)
+    issuer = _load_issuer(authority.certificate)
     key = load_der_public_key(public.spki)
     builder = (
         _builder(_name(profile.common_name), issuer.subject, profile.validity)
@@ -241,7 +242,7 @@ def check_leaf(leaf: bytes, *, authority: bytes, now: int, usage: Usage, name: s
         VerificationError: `certificate.issuer`, `certificate.form`, `certificate.usage` or `certificate.name`.
         FreshnessError: `certificate.expired` or `certificate.not_yet_valid`.
     """
-    issuer, subject = _load(authority), _load(leaf)
+    issuer, subject = _load_issuer(authority), _load(leaf)
     # 1. The pinned CA signed it: nothing below is believed before.
     _check_issuer(issuer, subject)
     # 2. Both are in force.
@@ -329,6 +330,9 @@ def _load(der: bytes) -> x509.Certificate:
     except (*PARSE_ERRORS, EncodingError) as error:
         raise EncodingError("certificate.malformed", "not a DER certificate of a supported key") from error
     return certificate
+
+
+_load_issuer = lru_cache(maxsize=16)(_load)  # the same few authorities issue and check everything
 
 
 def _spki(certificate: x509.Certificate) -> bytes:

@@ -7,6 +7,7 @@ a quote is looked at.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -48,6 +49,7 @@ class Endorsements:
         kind: the kind of evidence it is for, `sgx` or `tdx`.
         fmspc: the platform family.
         evaluation_number: the lower TCB evaluation data number of its two parts.
+        valid_from: when its last part came into force, Unix seconds.
         expires: when its first part expires, Unix seconds.
         pck_ca_spki: key of the CA whose platforms it covers.
         revoked: serial numbers of that CA's revoked certificates.
@@ -57,6 +59,7 @@ class Endorsements:
     kind: str
     fmspc: bytes
     evaluation_number: int
+    valid_from: int
     expires: int
     pck_ca_spki: bytes
     revoked: frozenset[int]
@@ -125,6 +128,7 @@ def check_collateral(collateral: Collateral, anchor: TrustAnchor, now: int) -> E
         kind=kind,
         fmspc=_fmspc(tcb_info),
         evaluation_number=min(_evaluation_number(tcb_info), _evaluation_number(qe_identity)),
+        valid_from=dates.latest,
         expires=dates.earliest,
         pck_ca_spki=pck_ca.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
         revoked=revoked,
@@ -132,10 +136,11 @@ def check_collateral(collateral: Collateral, anchor: TrustAnchor, now: int) -> E
 
 
 class _Dates:
-    # Checks periods against one point in time and remembers the earliest end.
+    # Checks periods against one point in time and remembers the latest start and the earliest end.
 
     def __init__(self, now: int) -> None:
         self._now = now
+        self.latest = 0
         self.earliest = 2**62
 
     def check(self, start: datetime, end: datetime | None, what: str) -> None:
@@ -147,6 +152,7 @@ class _Dates:
             raise FreshnessError(
                 "collateral.expired", f"{what} has expired", hint="fetch new collateral", now=self._now
             )
+        self.latest = max(self.latest, math.ceil(start.timestamp()))
         self.earliest = min(self.earliest, int(end.timestamp()))
 
 

@@ -25,7 +25,7 @@ from secfl.errors import EncodingError, FreshnessError, SecflError, UnavailableE
 from secfl.tee.anchor import TrustAnchor
 from secfl.tee.claims_record import claims_from_record
 from secfl.tee.collateral import Collateral
-from secfl.tee.verifier import verify
+from secfl.tee.verifier import KnownCollateral, verify
 
 __all__ = ["VerifierPool", "main"]
 
@@ -68,7 +68,6 @@ class VerifierPool:
             SecflError: as `verifier.verify`.
             UnavailableError: `verifier.timeout`, `verifier.crashed`, `verifier.busy` or `verifier.closed`.
         """
-        request = _request(evidence, collateral, anchor, now)
         if self._closed:
             raise UnavailableError("verifier.closed", "the verifier has been shut down")
         try:
@@ -80,7 +79,7 @@ class VerifierPool:
         try:
             worker = worker if worker is not None and worker.alive else _Worker()
             try:
-                answer = worker.ask(request, time.monotonic() + self._timeout)
+                answer = worker.ask(evidence, (collateral, anchor), now, time.monotonic() + self._timeout)
             except BaseException:
                 worker.stop()
                 raise
@@ -106,9 +105,10 @@ class VerifierPool:
 
 
 class _Worker:
-    # One child and the two pipes to it.
+    # One child, the two pipes to it, and the trust that it holds.
 
     def __init__(self) -> None:
+        self._trust: tuple[Collateral, TrustAnchor] | None = None
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-B", "-m", "secfl.tee.worker"],
             stdin=subprocess.PIPE,
@@ -122,7 +122,11 @@ class _Worker:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, request: bytes, deadline: float) -> bytes:
+    def ask(self, evidence: Evidence, trust: tuple[Collateral, TrustAnchor], now: int, deadline: float) -> bytes:
+        # Collateral is three times as large as evidence and hardly ever changes.
+        record = None if trust == self._trust else _trust_record(*trust)
+        self._trust = trust
+        request = strict_json.encode({"evidence": evidence.encode().decode(), "now": now, "trust": record})
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise UnavailableError("verifier.crashed", "the verifier process has no pipes")
@@ -147,39 +151,47 @@ def main() -> None:
     """Serve requests on standard input until it ends; the entry point of a worker."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    server = _Server()
     while True:
         try:
             size = int.from_bytes(_read_exactly(0, 4, None), "big")
         except EOFError:
             return
-        _write_all(1, _frame(_serve(_read_exactly(0, size, None))), None)
+        _write_all(1, _frame(server.answer(_read_exactly(0, size, None))), None)
 
 
-def _request(evidence: Evidence, collateral: Collateral, anchor: TrustAnchor, now: int) -> bytes:
-    return strict_json.encode(
-        {
-            "collateral": collateral.encode().decode(),
-            "domain": anchor.domain,
-            "evidence": evidence.encode().decode(),
-            "now": now,
-            "root": to_base64url(anchor.root_der),
-        }
-    )
+def _trust_record(collateral: Collateral, anchor: TrustAnchor) -> dict[str, str]:
+    return {
+        "collateral": collateral.encode().decode(),
+        "domain": anchor.domain,
+        "root": to_base64url(anchor.root_der),
+    }
 
 
-def _serve(request: bytes) -> bytes:
-    try:
-        document = strict_json.decode(request, max_bytes=_MAX_FRAME)
-        verified = verify(
-            Evidence.decode(document["evidence"].encode()),
-            Collateral.decode(document["collateral"].encode()),
-            TrustAnchor(document["domain"], from_base64url(document["root"])),
-            document["now"],
-        )
-    except (EncodingError, FreshnessError, VerificationError) as error:
-        failure = {"class": _NAMES[type(error)], "code": error.code, "message": error.message, "hint": error.hint}
-        return strict_json.encode({"error": {**failure, "details": dict(error.details)}})
-    return strict_json.encode({"verified": verified.to_record()})
+class _Server:
+    # The worker's side: keeps the trust that it was given last.
+
+    def __init__(self) -> None:
+        self._known = KnownCollateral()
+        self._record: dict[str, str] = {}
+        self._collateral: Collateral | None = None
+
+    def answer(self, request: bytes) -> bytes:
+        try:
+            verified = self._verify(strict_json.decode(request, max_bytes=_MAX_FRAME))
+        except (EncodingError, FreshnessError, VerificationError) as error:
+            failure = {"class": _NAMES[type(error)], "code": error.code, "message": error.message, "hint": error.hint}
+            return strict_json.encode({"error": {**failure, "details": dict(error.details)}})
+        return strict_json.encode({"verified": verified.to_record()})
+
+    def _verify(self, document: dict[str, Any]) -> VerifiedEvidence:
+        if document["trust"] is not None:
+            self._record, self._collateral = document["trust"], None
+        evidence = Evidence.decode(document["evidence"].encode())
+        if self._collateral is None:
+            self._collateral = Collateral.decode(self._record["collateral"].encode())
+        anchor = TrustAnchor(self._record["domain"], from_base64url(self._record["root"]))
+        return verify(evidence, self._collateral, anchor, document["now"], check=self._known.check)
 
 
 def _answer(data: bytes) -> VerifiedEvidence:
