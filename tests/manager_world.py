@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import yaml
 
+from secfl.protocol.service import Progress
 from secfl.testing.deployment import Deployment
 from secfl.testing.enclaves import MEASUREMENT, Workload
 
-__all__ = ["COHORT_KEY", "COHORT_ROOT", "Heart", "owner_policy", "study_policy"]
+__all__ = ["COHORT_KEY", "COHORT_ROOT", "Heart", "owner_policy", "report_rounds", "study_policy"]
 
 COHORT_ROOT = b"\x11" * 32
 COHORT_KEY = b"cohort-key-canary-of-32-bytes-xx"
@@ -26,6 +27,12 @@ def owner_policy(deployment: Deployment, root: bytes = COHORT_ROOT) -> bytes:
         "volumes": [{"name": "cohort", "root": root.hex(), "deposited": True}],
     }
     return _write(document)
+
+
+def report_rounds(aggregator: Workload, *, rounds: int = 2) -> None:
+    """Report the rounds that the study's policy asks for."""
+    for number in range(1, rounds + 1):
+        aggregator.call("service/progress", Progress(round=number, phase="train", metrics={}, replies=("cleveland",)))
 
 
 def study_policy(deployment: Deployment, owner_hash: str, *, rounds: int = 2) -> bytes:

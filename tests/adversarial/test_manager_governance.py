@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from manager_world import COHORT_KEY, COHORT_ROOT, Heart, owner_policy, study_policy
+from manager_world import COHORT_KEY, COHORT_ROOT, Heart, owner_policy, report_rounds, study_policy
 from secfl.crypto.signing import SigningKey
 from secfl.errors import AuthorizationError, FreshnessError, SecflError, StateError, VerificationError
 from secfl.manager.operations import PARTY_OPERATIONS, SERVICE_OPERATIONS, UNLOGGED
@@ -277,6 +277,7 @@ def test_fl_22_a_model_goes_to_the_named_party_when_the_study_is_completed(heart
         step()
         with pytest.raises(StateError, match=r"release\.not_ready"):
             _release(heart, "model-owner")
+    report_rounds(aggregator)
     aggregator.call("service/exit", Exit(status=0))
     with pytest.raises(AuthorizationError, match=r"release\.other_party"):
         _release(heart, "cleveland")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from manager_world import COHORT_KEY, Heart
+from manager_world import COHORT_KEY, Heart, report_rounds
 from secfl.crypto import strict_json
 from secfl.crypto.encoding import to_base64url
 from secfl.crypto.signing import PublicKey, SigningKey
@@ -69,6 +69,7 @@ def heart() -> Heart:
     aggregator.call("service/roots", RootUpdate(volume="model", sequence=1, tag="aa" * 32))
     aggregator.call("service/release-key", ReleaseKeyAsk(volume="model"))
     aggregator.call("service/released", Released(volume="model", root="cd" * 32))
+    report_rounds(aggregator)
     aggregator.call("service/exit", Exit(status=0))
     deployment.take_release("model-owner", "heart", "model")
     return heart

@@ -211,3 +211,21 @@ def test_the_grid_needs_its_run(tmp_path: Path) -> None:
             _ = grid.run
         with pytest.raises(EngineError, match=r"engine\.deprecated_call"):
             grid.create_message()
+
+
+def test_fl_24_too_few_training_replies_are_not_aggregated(world: World, tmp_path: Path) -> None:
+    """With fewer training replies than the policy's minimum the strategy gets nothing and the run ends."""
+    world.grid = LeasedGrid(
+        world.link,
+        PeerFile(world.path, now=lambda: world.clock),
+        world.writer,
+        PendingSignal(tmp_path / "pending"),
+        minimum=3,
+    )
+    world.grid.set_run(Run.create_empty(5))
+    messages = world.messages()
+    thread = world.answer_in(0.05, (0, 1))
+    with pytest.raises(EngineError) as caught:
+        world.grid.send_and_receive(messages, timeout=0.5)
+    thread.join()
+    assert caught.value.code == "engine.too_few_clients"

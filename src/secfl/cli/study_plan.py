@@ -136,6 +136,7 @@ def _aggregator(plan: StudyPlan) -> dict[str, Any]:
         certificate="/run/secrets/superlink.pem",
         private_key="/run/secrets/superlink.key",
         work_directory="/model",
+        minimum_clients=len(plan.sites),
     )
     rules = gateway_rules()
     hold = [{"path": path, "seconds": seconds} for path, seconds in rules.hold_seconds.items()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from secfl.attestation.appraise import appraise
 from secfl.attestation.binding import Purpose, check
@@ -21,6 +22,7 @@ from secfl.manager.audit_chain import AuditedEntry, AuditError, verify_chain
 from secfl.manager.identity import FOUNDED
 from secfl.manager.log import PublicEntry
 from secfl.manager.records import OpenProposal, PolicyHistory
+from secfl.manager.rounds import require_rounds
 from secfl.manager.state import State
 from secfl.manager.volumes import expected_roots, grant_id
 from secfl.policy.board import Ballot, Motion, Outcome, authorize_proposer, tally
@@ -120,6 +122,7 @@ class _Auditor:
     domains: set[str] = field(default_factory=set)
     packed: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     completed: set[str] = field(default_factory=set)
+    progress: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     bundles: dict[str, TrustBundle] = field(default_factory=dict)
     identity: Identity | None = None
 
@@ -254,12 +257,19 @@ class _Auditor:
         if entry.public["status"] == 0:
             self.completed.add(entry.public["lease_id"])
 
+    def progressed(self, entry: PublicEntry) -> None:
+        record = {"service": entry.public["service"], **entry.public["progress"]}
+        self.progress.setdefault(entry.public["study"], []).append(record)
+
     def released(self, entry: PublicEntry) -> None:
         study, volume, party = entry.public["study"], entry.public["volume"], entry.public["party"]
         listed = self.state.version(study).policy.volume(volume)
         if not isinstance(listed, WritableVolume) or listed.release is None:
             raise AuditError("audit.unjustified", "a volume was released against the policy", entry=entry.sequence)
         self._same(party, listed.release.to, entry)
+        federation = self.state.version(study).policy.federation
+        if federation is not None:
+            require_rounds(federation, self.progress.get(study, []))
         root, lease_id = self.packed[study, volume]
         self._same((entry.public["root"], lease_id in self.completed), (root, True), entry)
         self.releases.append((study, volume, party))
@@ -298,6 +308,7 @@ _JUDGES: Mapping[str, Callable[[_Auditor, PublicEntry], None]] = {
     "exited": _Auditor.exited,
     "granted": _Auditor.granted,
     "packed": _Auditor.pack,
+    "progressed": _Auditor.progressed,
     "proposed": _Auditor.proposed,
     "released": _Auditor.released,
     "renewed": _Auditor.admitted,

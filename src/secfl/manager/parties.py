@@ -11,6 +11,7 @@ from secfl.crypto.hpke import seal_to
 from secfl.errors import AuthorizationError, StateError
 from secfl.manager.log import Event
 from secfl.manager.records import Study
+from secfl.manager.rounds import require_rounds
 from secfl.manager.services import roster
 from secfl.manager.step import Context, Step, member
 from secfl.policy.storage import WritableVolume
@@ -88,7 +89,8 @@ def release(context: Context, message: ReleaseAsk) -> Step:
     """Give the key of a released volume to the party that the policy names, and to nobody else.
 
     Raises:
-        StateError: `policy.not_in_force`, `policy.unknown_volume` or `release.not_ready`.
+        StateError: `policy.not_in_force`, `policy.unknown_volume`, `release.not_ready`, `release.rounds` or
+            `release.too_few_clients`.
         AuthorizationError: `policy.not_a_party`, `release.not_in_policy` or `release.other_party`.
     """
     policy = context.state.version(message.study).policy
@@ -103,6 +105,8 @@ def release(context: Context, message: ReleaseAsk) -> Step:
         raise StateError(
             "release.not_ready", "the condition of the release does not hold yet", when=volume.release.when
         )
+    if policy.federation is not None:
+        require_rounds(policy.federation, context.state.study(message.study).progress)
     sealed = seal_to(
         party.recipient_key,
         found.key,

@@ -25,9 +25,9 @@ from secfl.policy.fields import (
 
 __all__ = ["AllowRule", "Attestation", "Egress", "Hold", "Ingress", "Linger", "Network", "Service"]
 
-_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 _URL_PATH = r"/[A-Za-z0-9._~/-]{0,200}"
-_MAX_HOLD_SECONDS = 60
+_MAX_HOLD_SECONDS = 25
 TcbStatus = Literal[
     "UpToDate",
     "SWHardeningNeeded",

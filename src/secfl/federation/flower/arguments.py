@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--work-dir", required=True)
     aggregator = commands.add_parser("aggregator", parents=[common], allow_abbrev=False)
     aggregator.add_argument("--site", action="append", required=True, dest="sites")
+    aggregator.add_argument("--minimum-clients", type=int, default=0)
     aggregator.add_argument("--certificate", required=True)
     aggregator.add_argument("--private-key", required=True)
     aggregator.add_argument("--run-dir", default="/run/secfl")
@@ -93,6 +94,7 @@ def parse_arguments(arguments: Sequence[str]) -> AggregatorLaunch | TrainerLaunc
             private_key=parsed.private_key,
             work_directory=parsed.work_dir,
             run_directory=parsed.run_dir,
+            minimum_clients=parsed.minimum_clients,
             port=parsed.port,
         )
     return TrainerLaunch(

@@ -58,11 +58,13 @@ class ServerFiles:
         peers: `peers.json`, written by the shield.
         progress: file or pipe for progress lines.
         pending: file whose change says that messages wait for the nodes.
+        minimum: sites that must train in every round.
     """
 
     peers: Path
     progress: Path
     pending: Path
+    minimum: int = 0
 
 
 def load_component(reference: str, directory: Path, kind: type[Any]) -> Any:
@@ -211,7 +213,7 @@ def run_server(endpoint: Endpoint, secret: bytes, pins: Pins, app: ServerApp, fi
     TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
     TaskIdentity.node_id = task.context.node_id
     with ProgressWriter(files.progress) as progress:
-        grid = LeasedGrid(api, PeerFile(files.peers), progress, PendingSignal(files.pending))
+        grid = LeasedGrid(api, PeerFile(files.peers), progress, PendingSignal(files.pending), minimum=files.minimum)
         grid.set_run(run_from_proto(task.run))
         context = context_from_proto(task.context)
         context.state = RecordDict()

@@ -34,7 +34,15 @@ _POLL_FAST_FOR_SECONDS = 10.0
 class LeasedGrid(Grid):  # type: ignore[misc]  # Flower's types are not followed
     """A grid over the Runtime API that knows sites and leases."""
 
-    def __init__(self, api: TaskApi, peers: PeerFile, progress: ProgressWriter, pending: PendingSignal) -> None:
+    def __init__(
+        self, api: TaskApi, peers: PeerFile, progress: ProgressWriter, pending: PendingSignal, *, minimum: int = 0
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            minimum: replies of the training phase without which nothing is handed to the strategy.
+        """
+        self._minimum = minimum
         self._api = api
         self._peers = peers
         self._progress = progress
@@ -135,7 +143,7 @@ class LeasedGrid(Grid):  # type: ignore[misc]  # Flower's types are not followed
 
         Raises:
             EngineError: `engine.object_missing`, `engine.object_refused`, `engine.api_refused`,
-                `engine.api_malformed`, `engine.progress_line`, `engine.progress_unread`.
+                `engine.api_malformed`, `engine.progress_line`, `engine.progress_unread`, `engine.too_few_clients`.
             UnavailableError: `engine.api_unreachable`.
         """
         batch = list(messages)
@@ -172,6 +180,15 @@ class LeasedGrid(Grid):  # type: ignore[misc]  # Flower's types are not followed
             return
         self._phases[phase] = self._phases.get(phase, 0) + 1
         good = [(site, reply.content) for site, reply in replies if not reply.has_error()]
+        if phase == "train" and len(good) < self._minimum:
+            # An aggregate of few updates shows each of them (FL-24).
+            raise EngineError(
+                "engine.too_few_clients",
+                f"{len(good)} sites trained in round {self._phases[phase]}",
+                hint="the policy's minimum_clients must be reached in every round",
+                expected=self._minimum,
+                actual=len(good),
+            )
         metrics = weighted_mean([_scalars(content) for _, content in good]) if good else {}
         self._progress.write(self._phases[phase], phase, metrics, [site for site, _ in good])
 

@@ -119,6 +119,7 @@ class AggregatorLaunch:
         private_key: its PEM key.
         work_directory: the ServerApp's current directory, where it leaves the model.
         run_directory: where `peers.json`, `admitted/`, `progress` and `pending` are.
+        minimum_clients: sites that must train in every round; with fewer there is no aggregate.
     """
 
     app_directory: str
@@ -130,6 +131,7 @@ class AggregatorLaunch:
     private_key: str
     work_directory: str
     run_directory: str = "/run/secfl"
+    minimum_clients: int = 0
     port: int = SUPERLINK_PORT
 
     def command(self, python: str) -> list[str]:
@@ -143,6 +145,7 @@ class AggregatorLaunch:
             *("--app-dir", self.app_directory, "--app-hash", self.app_hash),
             *(item for text in assignments(self.run_config) for item in ("--run-config", text)),
             *(item for site in sorted(self.sites) for item in ("--site", site)),
+            *("--minimum-clients", str(self.minimum_clients)),
             *("--root-certificate", self.root_certificate, "--certificate", self.certificate),
             *("--private-key", self.private_key, "--work-dir", self.work_directory),
             *("--run-dir", self.run_directory, "--port", str(self.port)),

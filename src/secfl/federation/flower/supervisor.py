@@ -76,7 +76,9 @@ class Aggregator:
         arguments = superlink_arguments(self.launch, secret_file)
         family.spawn("superlink", lambda: _superlink(arguments))
         pins = Pins(self.bundle, dict(self.launch.run_config))
-        files = ServerFiles(directory / "peers.json", directory / "progress", directory / "pending")
+        files = ServerFiles(
+            directory / "peers.json", directory / "progress", directory / "pending", self.launch.minimum_clients
+        )
         read, self._wake = os.pipe2(os.O_CLOEXEC)
 
         def execute() -> None:

@@ -34,8 +34,9 @@ _PYTHON = "opt/python"
 _PIECE_BYTES = 1 << 20
 _EMPTY_DIRECTORIES = ("dev", "host", "proc", "run", "sys", "tmp")
 _ETC = {
-    "etc/passwd": b"root:x:0:0:root:/tmp:/nonexistent\nnobody:x:65534:65534:nobody:/nonexistent:/nonexistent\n",
-    "etc/group": b"root:x:0:\nnogroup:x:65534:\n",
+    "etc/passwd": b"root:x:0:0:root:/tmp:/nonexistent\nprogram:x:1000:1000::/tmp:/nonexistent\n"
+    b"nobody:x:65534:65534:nobody:/nonexistent:/nonexistent\n",
+    "etc/group": b"root:x:0:\nprogram:x:1000:\nnogroup:x:65534:\n",
     "etc/hosts": b"127.0.0.1 localhost\n::1 localhost\n",
     # No DNS: every name that a program may reach is written into its hosts file by the shield.
     "etc/nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files\n",
