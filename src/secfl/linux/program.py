@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from secfl.crypto import strict_json
 from secfl.crypto.encoding import from_base64url, to_base64url
-from secfl.errors import ConfigError
+from secfl.errors import ConfigError, EncodingError
 from secfl.linux.mounts import PRIVATE, require_path
 
 __all__ = ["InjectedFile", "MountPoint", "ProgramSpec"]
@@ -111,20 +111,22 @@ class ProgramSpec:
         """Decode what `encode` wrote.
 
         Raises:
-            EncodingError: the codes of strict JSON.
+            EncodingError: `launch.malformed`, the codes of strict JSON.
             ConfigError: as for a new description.
         """
         value = strict_json.decode(data, max_bytes=1 << 28)
-        return cls(
-            argv=tuple(value["argv"]),
-            env=value["env"],
-            cwd=value["cwd"],
-            files=tuple(InjectedFile(path, from_base64url(text), mode) for path, text, mode in value["files"]),
-            mounts=tuple(MountPoint(path, read_only) for path, read_only in value["mounts"]),
-            root=value["root"],
-            uid=value["uid"],
-            tmp_bytes=value["tmp_bytes"],
-        )
+        if not isinstance(value, dict) or set(value) != set(cls.__dataclass_fields__):
+            raise _malformed()
+        try:
+            files = tuple(InjectedFile(path, from_base64url(text), mode) for path, text, mode in value["files"])
+            mounts = tuple(MountPoint(path, read_only) for path, read_only in value["mounts"])
+            return cls(**{**value, "argv": tuple(value["argv"]), "files": files, "mounts": mounts})
+        except (AttributeError, IndexError, TypeError, ValueError):
+            raise _malformed() from None
+
+
+def _malformed() -> EncodingError:
+    return EncodingError("launch.malformed", "not the description of a program")
 
 
 def _plain(text: str) -> bool:
