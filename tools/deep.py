@@ -54,13 +54,13 @@ SUITES = (
     Suite("kills", "enclave", 200, 50, "kills"),
     Suite("kills", "store", 500, 100, "kills"),
     Suite("kills", "volume", 500, 100, "kills"),
-    Suite("mutants", "secfl.attestation.appraise", 20, 10, "mutants"),
-    Suite("mutants", "secfl.attestation.binding", 20, 10, "mutants"),
-    Suite("mutants", "secfl.attestation.challenge", 20, 10, "mutants"),
-    Suite("mutants", "secfl.attestation.ear", 20, 10, "mutants"),
-    Suite("mutants", "secfl.policy.board", 20, 10, "mutants"),
-    Suite("mutants", "secfl.policy.grants", 20, 10, "mutants"),
-    Suite("mutants", "secfl.protocol.session", 20, 10, "mutants"),
+    Suite("mutants", "secfl.attestation.appraise", 12, 6, "mutants"),
+    Suite("mutants", "secfl.attestation.binding", 12, 6, "mutants"),
+    Suite("mutants", "secfl.attestation.challenge", 12, 6, "mutants"),
+    Suite("mutants", "secfl.attestation.ear", 12, 6, "mutants"),
+    Suite("mutants", "secfl.policy.board", 12, 6, "mutants"),
+    Suite("mutants", "secfl.policy.grants", 12, 6, "mutants"),
+    Suite("mutants", "secfl.protocol.session", 12, 6, "mutants"),
     Suite("soak", "manager", 4_000, 4_000, "cycles"),
 )
 ROW = re.compile(r"^\| (\S+ \S+) \| ([\d,]+) (\w+) \| ([^|]*) \| (\d+) \| (\d+) s \|$", re.MULTILINE)
@@ -68,8 +68,8 @@ HEAD = re.compile(r"^Commit `([0-9a-f]{40})`, seed `([0-9a-f]+)`, finished (\d{4
 TEXT = """# Assurance
 
 What the last `make deep` did. It runs counts that are too large for every change: changed inputs for each family of
-parsers, real SIGKILLs, changed source, a lasting load. `tools/deep.py` writes this page; `make check` refuses it when it
-is missing, incomplete or reports a failure. `make deep` continues where it was stopped; the seed fixes every choice
+parsers, real SIGKILLs, changed source, a lasting load. `tools/deep.py` writes this page; `make check` refuses it when
+it is missing, incomplete or reports a failure. `make deep` continues where it was stopped; the seed fixes every choice
 except key material, which is drawn anew.
 
 - **fuzz**: valid inputs, mutated. Each must be refused with an error of the tree, or be accepted and encode to the same
