@@ -9,6 +9,7 @@ import typer
 
 from secfl.cli.console import out, print_json, simulated_banner
 from secfl.cli.options import Home, Json
+from secfl.cli.waiting import Wait, until_ready
 from secfl.errors import ConfigError
 from secfl.party.home import PartyHome, read_file
 from secfl.party.peers import PeerVerifier
@@ -25,6 +26,7 @@ def attest(
     target: Annotated[str, typer.Argument(metavar="STUDY/SERVICE")],
     policy: Annotated[Path, typer.Option("--policy", help="your own copy of the study's policy", exists=True)],
     home: Home,
+    wait: Wait = 0.0,
     json: Json = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Send your own nonce to a service and verify its evidence with your own collateral and reference values."""
@@ -34,7 +36,7 @@ def attest(
     party = PartyHome(home)
     session = ManagerSession(party)
     verifier = PeerVerifier(session, TrustStore.load(party.collateral_path), read_file(policy))
-    found = verifier.attest(service)
+    found = until_ready(lambda: verifier.attest(service), wait)
     verified = found.appraised.verified
     if json:
         print_json({"service": f"{study}/{service}", "site": found.site, "claims": verified.to_record()})

@@ -50,7 +50,10 @@ def build(
 
 
 @app.command()
-def show(target: Out, json: Json = False) -> None:  # noqa: FBT002 - a command-line flag
+def show(
+    target: Annotated[Path, typer.Argument(metavar="IMAGE", help="directory of the image", exists=True)],
+    json: Json = False,  # noqa: FBT002 - a command-line flag
+) -> None:
     """Show the reference values of an image."""
     document = strict_json.decode(read_file(target / "reference.json"))
     if json:

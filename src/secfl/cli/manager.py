@@ -12,6 +12,7 @@ from secfl.attestation.statement import ManagerClaims
 from secfl.cli.console import note, out, print_json, simulated_banner
 from secfl.cli.enclaves import await_platform, entry_of, launch, prepare_host
 from secfl.cli.options import Home, Json
+from secfl.cli.waiting import Wait, until_ready
 from secfl.crypto import strict_json
 from secfl.errors import ConfigError
 from secfl.manager.config import LaunchConfig
@@ -134,13 +135,16 @@ def attest(
     reference_file: Annotated[Path, typer.Option("--reference", help="what you accept", exists=True)],
     collateral: Annotated[Path, typer.Option(help="your own trust bundle, or a folder of them", exists=True)],
     replace: Annotated[bool, typer.Option("--replace", help="accept another manager than the pinned one")] = False,  # noqa: FBT002
+    wait: Wait = 0.0,
     json: Json = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
-    """Attest the manager with your own nonce and pin it."""
+    """Attest the manager with your own nonce; pin it, and keep the trust bundle for your later attestations."""
     party = PartyHome(home)
     accepted = ManagerReference.decode(read_file(reference_file))
     trust = TrustStore.load(collateral)
-    appraised = attest_manager(party, accepted, trust, now=int(time.time()), replace=replace)
+    appraised = until_ready(lambda: attest_manager(party, accepted, trust, now=int(time.time()), replace=replace), wait)
+    if collateral.is_file():
+        write_file(party.collateral_path, read_file(collateral))
     verified, statement = appraised.verified, appraised.statement
     if json:
         print_json({"claims": verified.to_record(), "statement": strict_json.decode(statement.encode())})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 import typer
 
 from secfl.cli.console import out, print_json, simulated_banner, table
 from secfl.cli.options import Home, Json
+from secfl.crypto import strict_json
+from secfl.crypto.encoding import from_base64url
 from secfl.party.documents import get_policy
 from secfl.party.home import PartyHome
 from secfl.party.session import ManagerSession
@@ -16,9 +19,10 @@ from secfl.policy.model import Policy
 from secfl.policy.storage import ImportedVolume
 from secfl.protocol.party import Proposal, StatusAsk, StatusReply, Vote
 
-__all__ = ["app", "next_steps"]
+__all__ = ["app", "follow_rounds", "next_steps"]
 
 app = typer.Typer(help="The state of a study.")
+_FOLLOW_SECONDS = 0.2
 
 
 def next_steps(policy: Policy, status: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -36,7 +40,9 @@ def next_steps(policy: Policy, status: dict[str, Any]) -> list[tuple[str, str, s
         if service.name in live:
             rows.append((service.name, f"running at {live[service.name]['site']}", f"secfl attest {target}"))
         elif service.name in status["exits"]:
-            rows.append((service.name, f"ended with {status['exits'][service.name]}", "secfl release"))
+            rows.append(
+                (service.name, f"ended with {status['exits'][service.name]}", f"secfl release {policy.name} VOLUME")
+            )
         elif service.name in refused:
             rows.append((service.name, f"refused: {refused[service.name].get('code', '')}", "see the findings"))
         else:
@@ -44,19 +50,45 @@ def next_steps(policy: Policy, status: dict[str, Any]) -> list[tuple[str, str, s
     return rows
 
 
-@app.command()
-def status(study: Annotated[str, typer.Argument()], home: Home, json: Json = False) -> None:  # noqa: FBT002
-    """Show a study's parts and what each role has to do next."""
-    session = ManagerSession(PartyHome(home))
-    reply = get_policy(session, study)
-    if reply.policy is None:
-        _show_proposals(session, study, dict(reply.proposals), dict(reply.votes))
-        return
-    state = session.ask(
+def follow_rounds(session: ManagerSession, study: str) -> int:
+    """Show the rounds as the manager logs them, until the aggregator has ended; returns its exit status."""
+    seen = 0
+    while True:
+        state = _state(session, study)
+        for line in state["progress"][seen:]:
+            metrics = "  ".join(f"{name} {float.fromhex(value):.4f}" for name, value in sorted(line["metrics"].items()))
+            out.print(f"round {line['round']:>3}  {line['phase']:<8}  {metrics}", markup=False)
+        seen = len(state["progress"])
+        if "aggregator" in state["exits"]:
+            out.print(f"{study}: the aggregator ended with {state['exits']['aggregator']}")
+            return int(state["exits"]["aggregator"])
+        time.sleep(_FOLLOW_SECONDS)
+
+
+def _state(session: ManagerSession, study: str) -> dict[str, Any]:
+    return session.ask(
         "studies/status",
         lambda deployment, nonce: StatusAsk(deployment_id=deployment, nonce=nonce, study=study),
         StatusReply,
     ).status
+
+
+@app.command()
+def status(
+    study: Annotated[str, typer.Argument(help="the study's name")],
+    home: Home,
+    follow: Annotated[bool, typer.Option("--follow", help="show rounds until the training has ended")] = False,  # noqa: FBT002
+    json: Json = False,  # noqa: FBT002 - a command-line flag
+) -> None:
+    """Show a study's parts and what each role has to do next."""
+    session = ManagerSession(PartyHome(home))
+    reply = get_policy(session, study)
+    if reply.policy is None:
+        _show_proposals(study, dict(reply.proposals), dict(reply.votes))
+        return
+    if follow:
+        raise typer.Exit(follow_rounds(session, study))
+    state = _state(session, study)
     if json:
         print_json(state)
         return
@@ -73,10 +105,7 @@ def status(study: Annotated[str, typer.Argument()], home: Home, json: Json = Fal
         out.print(table("refused", ("site", "rule", "expected", "found"), rows))
 
 
-def _show_proposals(session: ManagerSession, study: str, proposals: dict[str, bytes], votes: dict[str, Any]) -> None:
-    from secfl.crypto import strict_json
-    from secfl.crypto.encoding import from_base64url
-
+def _show_proposals(study: str, proposals: dict[str, bytes], votes: dict[str, Any]) -> None:
     if not proposals:
         out.print(f"{study}: nothing is proposed; next: secfl policy propose FILE")
         return
@@ -94,4 +123,3 @@ def _show_proposals(session: ManagerSession, study: str, proposals: dict[str, by
             for party in policy.board
         ]
         out.print(table(f"{study}: proposal {identifier}", ("party", "vote", "next"), rows))
-    del session

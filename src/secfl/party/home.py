@@ -126,7 +126,7 @@ class PartyHome:
             EncodingError: the file is malformed.
         """
         if not self.identity_path.exists():
-            raise ConfigError("party.missing", f"no party in {self.path}", hint="secfl party init NAME --home DIR")
+            raise ConfigError("party.missing", f"no party in {self.path}", hint="secfl party create NAME --home DIR")
         return PartyIdentity.from_document(strict_json.decode(read_file(self.identity_path)))
 
     def signing_key(self) -> SigningKey:
