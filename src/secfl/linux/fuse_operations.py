@@ -27,7 +27,12 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Operations:
-    """Every operation, refused."""
+    """Every operation, refused.
+
+    Raises:
+        NotImplementedError: the operation is not there; the program sees `ENOSYS`.
+        OSError: any operation, with the number that the program is to see.
+    """
 
     init_flags: ClassVar[InitFlags] = InitFlags(0)
     """Capabilities to ask for; those that the kernel lacks are left out."""

@@ -27,7 +27,11 @@ _ROOT = ImageEntry(path="", kind=Kind.DIRECTORY, mode=0o555)
 
 
 class ImageOperations(Operations):
-    """One image; node numbers are positions in the manifest."""
+    """One image; node numbers are positions in the manifest.
+
+    Raises:
+        OSError: any operation, with the number that the program is to see.
+    """
 
     init_flags: ClassVar[InitFlags] = (
         InitFlags.ASYNC_READ

@@ -17,7 +17,7 @@ from secfl import errors
 from secfl.crypto import strict_json
 from secfl.errors import EncodingError, SecflError, UnavailableError
 
-__all__ = ["MAX_PACKET", "Packet", "describe_error", "pair", "receive", "rebuild_error", "sealed_memory", "send"]
+__all__ = ["MAX_PACKET", "Packet", "describe_error", "pair", "rebuild_error", "receive", "sealed_memory", "send"]
 
 MAX_PACKET = 128 * 1024
 """Largest packet, in bytes: a quote with its certificates needs 10 KiB."""

@@ -41,7 +41,11 @@ _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2
 
 
 class VolumeOperations(Operations):
-    """One volume's files; a commit is the server's business."""
+    """One volume's files; a commit is the server's business.
+
+    Raises:
+        OSError: any operation, with the number that the program is to see.
+    """
 
     init_flags: ClassVar[InitFlags] = (
         InitFlags.ASYNC_READ

@@ -36,6 +36,7 @@ __all__ = [
     "answer",
     "exit_service",
     "mailbox",
+    "mounted",
     "progress",
     "release_key",
     "released",

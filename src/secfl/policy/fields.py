@@ -87,7 +87,11 @@ def text_type(
 
 
 def unique(values: tuple[T, ...]) -> tuple[T, ...]:
-    """Refuse a list that holds a value twice."""
+    """Refuse a list that holds a value twice.
+
+    Raises:
+        PydanticCustomError: `policy.repeated`.
+    """
     seen: list[T] = []
     for value in values:
         if value in seen:

@@ -22,7 +22,7 @@ from typing import Any, Self
 from secfl.crypto import strict_json
 from secfl.errors import ConfigError, EngineError
 
-__all__ = ["SiteStepError", "Site", "Sites"]
+__all__ = ["Site", "SiteStepError", "Sites"]
 
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1

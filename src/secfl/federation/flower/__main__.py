@@ -16,6 +16,8 @@ from secfl.federation.flower.arguments import parse_arguments
 from secfl.federation.flower.contract import check_files, check_version
 from secfl.federation.flower.launch import AggregatorLaunch, TrainerLaunch, check_environment
 
+__all__ = ["main"]
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run a party until it is over; return the exit status."""

@@ -99,7 +99,10 @@ def enter_namespaces(host: int, *, user: int) -> str:
 def run_enclave(
     devices: str, command: EnclaveCommand, files: EnclaveFiles, ends: tuple[socket.socket, socket.socket, int]
 ) -> NoReturn:
-    """Become the enclave; runs as the first process of its process namespace."""
+    """Become the enclave; runs as the first process of its process namespace.
+
+    Never returns: an error goes to the platform over the control channel, then the process ends.
+    """
     control, channel, lifeline = ends
     try:
         prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
