@@ -17,6 +17,7 @@ from secfl.errors import ConfigError
 from secfl.manager.config import LaunchConfig
 from secfl.manager.log import Log
 from secfl.manager.opening import open_manager, store_key
+from secfl.manager.sealed_store import SealedStore
 from secfl.manager.sealer import AttesterSealer
 from secfl.manager.server import application, tls_context
 from secfl.manager.service import ManagerService, World
@@ -45,8 +46,9 @@ def serve(config: LaunchConfig, attester: Attester, *, ready: Callable[[str], No
     directory = Path(config.state_dir)
     if not directory.is_dir():
         raise ConfigError("launch.state_dir", "the state directory does not exist", path=config.state_dir)
-    store = SqliteStore(directory / STORE_FILE)
+    file = SqliteStore(directory / STORE_FILE)
     sealer = AttesterSealer(attester)
+    store = SealedStore(file, sealer)
     try:
         founders = Founders(founders=config.founders)
         manager = open_manager(store, sealer, founders, now=int(time.time()), random=os.urandom)
@@ -63,7 +65,7 @@ def serve(config: LaunchConfig, attester: Attester, *, ready: Callable[[str], No
             tls = tls_context(to_pem(identity.public.certificate), identity.tls_key.to_pem())
             asyncio.run(_until_signal(service, tls, config.listen, ready))
     finally:
-        store.close()
+        file.close()
 
 
 async def serve_service(
