@@ -139,12 +139,14 @@ def test_ev_28_a_quote_of_another_vendor_root_is_refused(harness: Harness, row: 
     deadline = time.monotonic() + 20
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    original = Harness._socket
+    true = harness._socket(ROGUE)
+    true.rename(true.with_suffix(".aside"))
     try:
-        Harness._socket = lambda self, name: path if name == ROGUE else original(self, name)  # type: ignore[method-assign]
+        true.symlink_to(path)
         findings = launched(harness, host_of(harness, f"vendor-{len(row)}"))
     finally:
-        Harness._socket = original  # type: ignore[method-assign]
+        true.unlink()
+        true.with_suffix(".aside").rename(true)
     assert set(findings) <= {"evidence.root", "appraisal.trust_domain"}
 
 

@@ -56,7 +56,7 @@ def plant(base: Path, code: Canary, records: Canary) -> tuple[Path, dict[str, Pa
     for site in SITES:
         with np.load(files[site]) as arrays:
             values = {name: arrays[name] for name in arrays.files}
-        np.savez(files[site], **values, marker=np.frombuffer(records.text.encode(), dtype=np.uint8))  # type: ignore[arg-type]
+        np.savez(files[site], **values, marker=np.frombuffer(records.text.encode(), dtype=np.uint8))
         folders[site] = Path(files[site]).parent
         (folders[site] / "notes.txt").write_text(records.text)
     return app, folders

@@ -135,6 +135,7 @@ class PlatformProcess:
         self._stopping = True
 
     def _listen(self) -> socket.socket:
+        _remove_stale(self._socket_path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             listener.bind(str(self._socket_path))
@@ -313,6 +314,18 @@ class PlatformProcess:
         if source.fileno() >= 0:
             self._selector.unregister(source)
             source.close()
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket of a platform process that was killed: nobody listens there any more."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except OSError:
+            # Absent, of another kind or not ours: binding says what is wrong.
+            return
 
 
 def _describe(enclave: Enclave) -> dict[str, Any]:
