@@ -1,4 +1,7 @@
-"""Compares `docs/attacks.md` with the tests: a row is `tested` exactly when an adversarial test carries its id.
+"""Compares `docs/attacks.md` with the tests: a row is `tested` exactly when a test carries its id.
+
+A test carries a row in its name, or, for forged evidence, as the row of a defect that
+`tests/adversarial/test_evidence.py` presents to the verifier.
 
 `--write` marks the rows that have gained a test; a row that lost its tests is always an error.
 """
@@ -9,6 +12,8 @@ import re
 import sys
 from pathlib import Path
 
+from secfl.testing.forge import DEFECTS
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/attacks.md"
 TEST = re.compile(r"^\s*(?:async )?def test_(ev|pb|se|fs|nw|fr|fl|sv|sc)_(\d\d)_", re.MULTILINE)
@@ -18,7 +23,9 @@ ROW = re.compile(r"^\| ([A-Z]{2}-\d\d) \| (.+) \| (.+) \|$")
 def tested_rows() -> dict[str, int]:
     """How many tests carry each row's id."""
     count: dict[str, int] = {}
-    for path in sorted((ROOT / "tests/adversarial").rglob("test_*.py")):
+    for defect in DEFECTS:
+        count[defect.row] = count.get(defect.row, 0) + len(defect.kinds)
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for group, number in TEST.findall(path.read_text()):
             row = f"{group.upper()}-{number}"
             count[row] = count.get(row, 0) + 1
