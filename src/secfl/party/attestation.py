@@ -30,6 +30,7 @@ def attest_manager(
 
     Raises:
         StateError: `manager.other_pinned` when another manager is pinned and `replace` is not given.
+        FreshnessError: `manager.rolled_back` when its log is older than the one that was seen before.
         VerificationError: the evidence is not authentic or not bound to this nonce, certificate and founders.
         AppraisalError: the manager is not what the reference describes.
         UnavailableError: it does not answer.
@@ -54,6 +55,7 @@ def attest_manager(
                 "another manager is pinned here",
                 hint="find out why it changed; then secfl manager attest --replace",
             )
+        pinned.require_later(statement)
     pin = ManagerPin(
         address=reference.address,
         identity=evidence.identity,

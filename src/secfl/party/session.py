@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from secfl.errors import ConfigError, VerificationError
+from secfl.attestation.statement import ManagerClaims
+from secfl.errors import ConfigError, FreshnessError, VerificationError
 from secfl.linux.https_client import HttpsClient
 from secfl.party.home import PartyHome, read_file, write_file
 from secfl.protocol.message import Base64, Message, UnixTime
@@ -54,6 +55,25 @@ class ManagerPin(Message):
         if not path.exists():
             raise ConfigError("manager.not_attested", "no manager is pinned here", hint="secfl manager attest")
         return cls.decode(read_file(path))
+
+    def require_later(self, statement: ManagerClaims) -> ManagerClaims:
+        """Give back a statement whose log can be the pinned one, continued.
+
+        `secfl audit verify` compares the hashes; here the length tells, and the head of a log that did not grow.
+
+        Raises:
+            FreshnessError: `manager.rolled_back`.
+        """
+        same = (statement.log_length, statement.log_head) == (self.log_sequence, self.log_head)
+        if statement.log_length <= self.log_sequence and not same:
+            raise FreshnessError(
+                "manager.rolled_back",
+                "the manager's log is not the one that this party saw before, continued",
+                hint="ask the other parties which head they saw; then secfl manager attest --replace",
+                expected=self.log_sequence,
+                actual=statement.log_length,
+            )
+        return statement
 
     def save(self, path: Path) -> None:
         """Write the pin.
