@@ -1,9 +1,10 @@
 """Executes the commands of README.md, so that what a reader copies works.
 
-Each fenced `sh` block runs in a shell of its own, in order, in one copy of the repository's files with a directory for
-temporary files and the present virtual environment. A block after `<!-- not run: reason -->` is left out and its
-reason printed. A first failing command fails its block. Whatever a block leaves running is ended with it: everything
-runs in a process namespace where there is one, and in a session that is killed as a whole anyway.
+Each fenced `sh` block runs in a shell of its own, in order, in this checkout, as a reader would, with a directory of its
+own for temporary files. It is not run in a copy: set-up in a copy would bind the virtual environment to it. A block after `<!-- not run: reason -->` is left out and its
+reason printed; directly below a section's title the mark holds for the whole section. A first failing command fails
+its block. Whatever a block leaves running is ended with it: everything runs in a process namespace where there is one,
+and in a session that is killed as a whole anyway.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600
+SETUP = ("requirements/dev.lock", "pyproject.toml", "tools/setup.sh")
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
 NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
 """A process namespace whose first process takes all others with it; needs root."""
@@ -40,32 +42,24 @@ def blocks(text: str) -> list[Block]:
     """Every `sh` block of a page."""
     found: list[Block] = []
     lines = text.splitlines()
-    start = -1
+    start, section = -1, ""
     for number, line in enumerate(lines):
+        if start < 0 and line.startswith("## "):
+            section = _mark(next((after for after in lines[number + 1 :] if after.strip()), ""))
         if start < 0 and line.strip() == "```sh":
             start = number
         elif start >= 0 and line.strip() == "```":
             above = next((before for before in reversed(lines[:start]) if before.strip()), "")
-            mark = NOT_RUN.fullmatch(above.strip())
-            found.append(Block(start + 1, "\n".join(lines[start + 1 : number]) + "\n", mark[1] if mark else ""))
+            found.append(Block(start + 1, "\n".join(lines[start + 1 : number]) + "\n", section or _mark(above)))
             start = -1
     if start >= 0:
         raise SystemExit(f"README.md:{start + 1}: the block has no end")
     return found
 
 
-def _copy(target: Path) -> None:
-    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
-    for name in filter(None, names):
-        source = ROOT / name
-        if source.is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target / name)
-    (target / ".venv").symlink_to(ROOT / ".venv")
-    if (ROOT / "build/image").is_dir():
-        (target / "build").mkdir()
-        shutil.copytree(ROOT / "build/image", target / "build/image")
+def _mark(line: str) -> str:
+    match = NOT_RUN.fullmatch(line.strip())
+    return match[1] if match else ""
 
 
 def _namespace() -> list[str]:
@@ -75,11 +69,11 @@ def _namespace() -> list[str]:
     return []
 
 
-def _run(block: Block, where: Path, temporary: Path) -> bool:
+def _run(block: Block, temporary: Path) -> bool:
     environment = os.environ | {"TMPDIR": str(temporary), "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"}
     command = [*_namespace(), "sh", "-eu", "-c", block.script]
     started = time.monotonic()
-    process = subprocess.Popen(command, cwd=where, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         status = process.wait(SECONDS)
     except subprocess.TimeoutExpired:
@@ -96,19 +90,22 @@ def _run(block: Block, where: Path, temporary: Path) -> bool:
 
 def main() -> int:
     """Run all blocks; stop at the first that fails, since later ones build on it."""
+    installed = (ROOT / ".venv/.installed").stat().st_mtime
+    if any((ROOT / name).stat().st_mtime > installed for name in SETUP):
+        # Otherwise `make` in the copy would set the shared environment up anew, and point it to the copy.
+        print("error: the virtual environment is older than what it is made from: make setup")
+        return 1
     found = blocks((ROOT / "README.md").read_text())
     if not any(not block.reason for block in found):
         print("error: README.md has no command that can be run")
         return 1
     with tempfile.TemporaryDirectory(prefix="secfl-readme-") as name:
-        where, temporary = Path(name) / "secfl", Path(name) / "tmp"
-        where.mkdir()
-        temporary.mkdir()
-        _copy(where)
+        temporary = Path(name)
+        temporary.chmod(0o711)  # the users of the demo's sites pass through
         for block in found:
             if block.reason:
                 print(f"README.md:{block.line}: not run: {block.reason}")
-            elif not _run(block, where, temporary):
+            elif not _run(block, temporary):
                 return 1
     return 0
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,17 @@ from secfl.cli.study_plan import StudyPlan, draft_policy
 from secfl.federation.flower.bundle import build
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "by-hand.md"
+PAGE = ROOT / "README.md"
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 EXAMPLE = ROOT / "examples" / "heart-disease"
 SITES = ("cleveland", "hungary", "switzerland", "long-beach")
 
 
 def blocks() -> list[str]:
-    """All commands of the page; building the image is the first, and has been done where tests run."""
-    found = [match[1] for match in BLOCK.finditer(PAGE.read_text())]
+    """All commands of the section; building the image is the first, and has been done where tests run."""
+    _, title, section = PAGE.read_text().partition("\n## By hand\n")
+    assert title
+    found = [match[1] for match in BLOCK.finditer(section.partition("\n## ")[0])]
     assert len(found) > 10
     assert found[0] == "make image\n"
     return found[1:]
@@ -110,10 +113,12 @@ def test_the_committed_draft_is_what_init_writes() -> None:
 
 
 def test_the_app_imports_nothing_of_secfl() -> None:
-    """The example's app, its partition and its score never name the package."""
-    sources = [*EXAMPLE.rglob("*.py"), EXAMPLE / "app" / "pyproject.toml"]
+    """The example's app, its partition and its score never import the package, and the app does not depend on it."""
+    sources = [*EXAMPLE.rglob("*.py")]
     assert len(sources) > 4
     assert not [path for path in sources if re.search(r"\bsecfl\b", path.read_text())]
+    dependencies = tomllib.loads((EXAMPLE / "app" / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {re.split(r"[\[<>=]", name)[0] for name in dependencies} == {"flwr", "numpy"}
     program = (
         f"import sys; sys.path.insert(0, {str(EXAMPLE / 'app')!r}); import heart.client, heart.server;"
         " print([name for name in sys.modules if name.partition('.')[0] == 'secfl'])"
