@@ -1,10 +1,10 @@
 """Executes the commands of README.md, so that what a reader copies works.
 
-Each fenced `sh` block runs in a shell of its own, in order, in this checkout, as a reader would, with a directory of its
-own for temporary files. It is not run in a copy: set-up in a copy would bind the virtual environment to it. A block after `<!-- not run: reason -->` is left out and its
-reason printed; directly below a section's title the mark holds for the whole section. A first failing command fails
-its block. Whatever a block leaves running is ended with it: everything runs in a process namespace where there is one,
-and in a session that is killed as a whole anyway.
+Each fenced `sh` block runs in a shell of its own, in order, in this checkout, as a reader would, with a directory of
+its own for temporary files. It is not run in a copy: set-up in a copy would bind the virtual environment to it. A block
+after `<!-- not run: reason -->` is left out and its reason printed; directly below a section's title the mark holds for
+the whole section. A first failing command fails its block. Whatever a block leaves running is ended with it: everything
+runs in a process namespace where there is one, and in a session that is killed as a whole anyway.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600
-SETUP = ("requirements/dev.lock", "pyproject.toml", "tools/setup.sh")
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
 NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
 """A process namespace whose first process takes all others with it; needs root."""
@@ -90,11 +89,6 @@ def _run(block: Block, temporary: Path) -> bool:
 
 def main() -> int:
     """Run all blocks; stop at the first that fails, since later ones build on it."""
-    installed = (ROOT / ".venv/.installed").stat().st_mtime
-    if any((ROOT / name).stat().st_mtime > installed for name in SETUP):
-        # Otherwise `make` in the copy would set the shared environment up anew, and point it to the copy.
-        print("error: the virtual environment is older than what it is made from: make setup")
-        return 1
     found = blocks((ROOT / "README.md").read_text())
     if not any(not block.reason for block in found):
         print("error: README.md has no command that can be run")
