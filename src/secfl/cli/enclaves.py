@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterable
@@ -35,14 +36,15 @@ def entry_of(image: Path, name: str) -> Entry:
 
     Raises:
         ConfigError: `image.entry` or an unreadable file.
-        EncodingError: the file is malformed.
+        EncodingError: the file is not canonical JSON.
     """
-    document: dict[str, Any] = strict_json.decode(read_file(image / "reference.json"))
-    found = document.get("entrypoints", {}).get(name)
-    if found is None:
-        raise ConfigError("image.entry", f"{image} has no entry {name}", hint="secfl image build")
-    command = EnclaveCommand(tuple(found["argv"]), found["env"], found["cwd"])
-    return Entry(image, command, found["measurements"])
+    document: Any = strict_json.decode(read_file(image / "reference.json"))
+    try:
+        found = document["entrypoints"][name]
+        command = EnclaveCommand(tuple(found["argv"]), dict(found["env"]), str(found["cwd"]))
+        return Entry(image, command, dict(found["measurements"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError("image.entry", f"{image} has no entry {name}", hint="secfl image build") from error
 
 
 def launch(
@@ -95,6 +97,10 @@ def prepare_host(platform: Path, host_dir: Path, folders: Iterable[str] = ()) ->
             (host_dir / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.geteuid() == 0 and owner != 0:
             for place in (host_dir, *host_dir.rglob("*")):
+                status = place.lstat()
+                if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                    # Its other name may be a file of the system, which would be given away with it (FS-08).
+                    raise ConfigError("platform.host_dir", f"{place} has a second name", hint="copy the file")
                 os.chown(place, owner, owner, follow_symlinks=False)
     except OSError as error:
         raise ConfigError("platform.host_dir", f"cannot prepare {host_dir}: {error.strerror}") from error

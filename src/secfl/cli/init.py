@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,19 +21,21 @@ __all__ = ["app", "site_file", "write_study"]
 
 app = typer.Typer(help="Start a study around an app.")
 MANAGER_PORT = 7443
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\Z")
+_DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:[eE][-+]?[0-9]{1,3})?|[eE][-+]?[0-9]{1,3})\Z")
 
 
 def parse_settings(texts: list[str]) -> dict[str, Any]:
     """Read `key=value` texts: true, false, whole numbers, numbers with a point, anything else as text.
 
     Raises:
-        ConfigError: `init.setting`.
+        ConfigError: `init.setting`, also for a key that is given twice.
     """
     settings: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError("init.setting", f"{text!r} is not key=value")
+        if not equals or not key or key in settings:
+            raise ConfigError("init.setting", f"{text!r} is not key=value, or given twice")
         settings[key] = _scalar(value)
     return settings
 
@@ -39,25 +43,31 @@ def parse_settings(texts: list[str]) -> dict[str, Any]:
 def _scalar(value: str) -> bool | int | float | str:
     if value in ("true", "false"):
         return value == "true"
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
+    # Not by trying int() and float(): they take "1_000", "nan" and blanks.
+    if _INTEGER.match(value):
+        return int(value)
+    return float(value) if _DECIMAL.match(value) else value
 
 
-def site_file(site: str, *, addresses: dict[str, str], aggregator_site: str, aggregator: bool) -> bytes:
-    """Write what the operator of a site tells its enclaves: addresses and directories, nothing that is trusted."""
-    images = {"code": "volumes/code"} if aggregator else {"code": "volumes/code", f"cohort-{site}": "volumes/cohort"}
+def site_file(plan: StudyPlan, site: str, *, addresses: dict[str, str]) -> bytes:
+    """Write what the operator of a site tells its enclaves: addresses and directories, nothing that is trusted.
+
+    A site may run the aggregator and a trainer; a launch takes what its service mounts.
+    """
+    images, peers, volumes = {"code": "volumes/code"}, {}, {}
+    if site in plan.sites:
+        images[f"cohort-{site}"] = "volumes/cohort"
+        peers["aggregator"] = f"{addresses[plan.aggregator_site]}:{GATEWAY_PORT}"
+    if site == plan.aggregator_site:
+        volumes["model"] = "volumes/model"
     return strict_json.encode(
         {
             "site": site,
             "manager": f"{addresses['manager']}:{MANAGER_PORT}",
             "listen": addresses[site],
-            "peers": {} if aggregator else {"aggregator": f"{addresses[aggregator_site]}:{GATEWAY_PORT}"},
+            "peers": peers,
             "images": images,
-            "volumes": {"model": "volumes/model"} if aggregator else {},
+            "volumes": volumes,
         }
     )
 
@@ -73,18 +83,14 @@ def write_study(folder: Path, plan: StudyPlan, *, addresses: dict[str, str]) -> 
     missing = {"manager", plan.aggregator_site, *plan.sites} - set(addresses)
     if missing:
         raise ConfigError("init.address", f"no address for {', '.join(sorted(missing))}", hint="--address NAME=IP")
+    for name, address in addresses.items():
+        _require_address(name, address)
     draft = draft_policy(plan)
     for name in ("handed-over/parties", "handed-over/platforms", "handed-over/volumes", "sites"):
         (folder / name).mkdir(parents=True)
     write_file(folder / "policy.draft.yaml", draft.encode())
-    for site in (plan.aggregator_site, *plan.sites):
-        content = site_file(
-            site,
-            addresses=addresses,
-            aggregator_site=plan.aggregator_site,
-            aggregator=site == plan.aggregator_site,
-        )
-        write_file(folder / "sites" / f"{site}.json", content)
+    for site in {plan.aggregator_site, *plan.sites}:
+        write_file(folder / "sites" / f"{site}.json", site_file(plan, site, addresses=addresses))
     environment = Environment(
         loader=PackageLoader("secfl.cli"),
         autoescape=False,  # noqa: S701 - Markdown and Python, not HTML
@@ -93,6 +99,13 @@ def write_study(folder: Path, plan: StudyPlan, *, addresses: dict[str, str]) -> 
     )
     for source, target in (("study_readme.md", "README.md"), ("partition.py.txt", "partition.py")):
         write_file(folder / target, environment.get_template(source).render(plan=plan).encode())
+
+
+def _require_address(name: str, address: str) -> None:
+    try:
+        IPv4Address(address)
+    except ValueError as error:
+        raise ConfigError("init.address", f"{name}: {address!r} is not an IPv4 address") from error
 
 
 @app.command()

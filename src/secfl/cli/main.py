@@ -7,6 +7,7 @@ anything else. Only this module exits.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -61,6 +62,8 @@ def main() -> None:
     """Run a command and end with the exit code of its verdict."""
     try:
         status = _root(standalone_mode=False)
+        # Here, where a closed pipe still becomes an exit code.
+        sys.stdout.flush()
     except SecflError as error:
         show_error(error, as_json="--json" in sys.argv)
         sys.exit(error.exit_code)
@@ -71,7 +74,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # A closed pipe must not look like success (SV-15).
-        sys.stderr.close()
+        # A closed pipe must not look like success (SV-15); what is left in the buffer goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,14 +12,15 @@ import typer
 from secfl.cli.console import findings_table, note, out
 from secfl.cli.enclaves import await_platform, entry_of, launch, prepare_host
 from secfl.crypto import strict_json
-from secfl.errors import ConfigError, Finding
+from secfl.errors import ConfigError, EncodingError, Finding
 from secfl.party.home import read_file
 from secfl.policy.version import PolicyVersion
 from secfl.shield.config import LaunchConfig
 
-__all__ = ["app", "show_phases", "site_config"]
+__all__ = ["app", "show_failure", "show_phases", "site_config"]
 
 app = typer.Typer(help="Run a service of a study in an enclave.")
+_MEMBERS = {"site", "manager", "listen", "peers", "images", "volumes"}
 
 
 def site_config(site_file: Path, target: str, policy: bytes) -> LaunchConfig:
@@ -34,34 +34,69 @@ def site_config(site_file: Path, target: str, policy: bytes) -> LaunchConfig:
     version = PolicyVersion.read(policy)
     if not slash or version.policy.name != study:
         raise ConfigError("run.target", f"{target} is not a service of the policy {version.policy.name}")
-    version.policy.service(service)
-    document = strict_json.decode_any(read_file(site_file))
-    members = {"site", "manager", "listen", "peers", "images", "volumes"}
-    if not isinstance(document, dict) or set(document) != members:
-        raise ConfigError(
-            "run.site_file", f"{site_file} must have exactly: {', '.join(sorted(members))}", hint="see secfl init"
-        )
-    return LaunchConfig(study=study, service=service, policy_hash=version.hash.hex(), **document)
+    mounted = {mount.name for mount in version.policy.image(version.policy.service(service).image_name).volumes}
+    try:
+        document = _members(strict_json.decode_any(read_file(site_file)))
+        # Only what the policy mounts is shown to the enclave (FS-10); the site may hold more.
+        for kind in ("images", "volumes"):
+            if isinstance(document[kind], dict):
+                document[kind] = {name: path for name, path in document[kind].items() if name in mounted}
+        document |= {"study": study, "service": service, "policy_hash": version.hash.hex()}
+        return LaunchConfig.decode(strict_json.encode(document))
+    except EncodingError as error:
+        raise ConfigError("run.site_file", f"{site_file}: {error.message}", hint="see secfl init") from error
+
+
+def _members(document: object) -> dict[str, Any]:
+    if not isinstance(document, dict) or set(document) != _MEMBERS:
+        raise EncodingError("message.malformed", f"it must have exactly: {', '.join(sorted(_MEMBERS))}")
+    return document
 
 
 def show_phases(reader: int) -> dict[str, Any] | None:
-    """Show the shield's phases as they come; returns its failure, if it reported one."""
+    """Show the shield's phases as they come; returns its failure, if it reported one.
+
+    A program whose console passes writes to the same pipe and may write anything: nothing here decides, the exit status
+    comes from the platform.
+    """
     failure: dict[str, Any] | None = None
     with os.fdopen(reader, "r", errors="replace") as console:
         for line in console:
-            try:
-                phase = json.loads(line)
-            except ValueError:
-                sys.stdout.write(line)
-                continue
-            if not isinstance(phase, dict) or "event" not in phase:
-                sys.stdout.write(line)
+            phase = _phase(line)
+            if phase is None:
+                out.print(_printable(line.removesuffix("\n")), markup=False)
             elif phase["event"] == "failed":
                 failure = phase
             else:
                 values = " ".join(f"{k}={v}" for k, v in sorted(phase.items()) if k not in ("event", "ms"))
-                out.print(f"{phase.get('ms', 0):>7} ms  {phase['event']} {values}".rstrip(), markup=False)
+                text = f"{phase.get('ms', 0)!s:>7} ms  {phase['event']} {values}".rstrip()
+                out.print(_printable(text), markup=False)
     return failure
+
+
+def _phase(line: str) -> dict[str, Any] | None:
+    try:
+        phase = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return phase if isinstance(phase, dict) and isinstance(phase.get("event"), str) else None
+
+
+def _printable(text: str) -> str:
+    # Escape sequences would let a program rewrite what the operator has read.
+    return "".join(char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def show_failure(target: str, failure: dict[str, Any]) -> None:
+    """Say why a service was not started, with the findings of its appraisal."""
+    note.print(
+        _printable(f"{target} was not started: {failure.get('code', '')}: {failure.get('message', '')}"), markup=False
+    )
+    findings = failure.get("findings")
+    rows = [row for row in findings if isinstance(row, list)] if isinstance(findings, list) else []
+    rows = [row for row in rows if len(row) == 4 and all(isinstance(value, str) for value in row)]
+    if rows:
+        note.print(findings_table(Finding(*(_printable(value) for value in row)) for row in rows))
 
 
 @app.command()
@@ -78,14 +113,14 @@ def run(
     await_platform(platform)
     prepare_host(platform, host_dir)
     reader, writer = os.pipe()
-    client, handle = launch(
-        platform, entry_of(image, "shield"), config=config.encode(), host_dir=host_dir, console=writer
-    )
-    os.close(writer)
+    try:
+        client, handle = launch(
+            platform, entry_of(image, "shield"), config=config.encode(), host_dir=host_dir, console=writer
+        )
+    finally:
+        os.close(writer)
     failure = show_phases(reader)
     status = client.wait(handle)
     if failure is not None:
-        note.print(f"{target} was not started: {failure['code']}: {failure['message']}", markup=False)
-        if failure.get("findings"):
-            note.print(findings_table(Finding(*values) for values in failure["findings"]))
+        show_failure(target, failure)
     raise typer.Exit(status)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from secfl.cli.console import out, print_json, simulated_banner, table
 from secfl.cli.options import Home, Json
-from secfl.crypto import strict_json
-from secfl.crypto.encoding import from_base64url
-from secfl.party.documents import get_policy
+from secfl.crypto.signing import verify_envelope
+from secfl.party.documents import get_policy, unverified_proposal
 from secfl.party.home import PartyHome
 from secfl.party.session import ManagerSession
 from secfl.policy.decode import decode
 from secfl.policy.model import Policy
-from secfl.policy.storage import ImportedVolume
-from secfl.protocol.party import Proposal, StatusAsk, StatusReply, Vote
+from secfl.policy.storage import ImportedVolume, WritableVolume
+from secfl.protocol.party import PolicyReply, StatusAsk, StatusReply, Vote
+from secfl.protocol.routes import route
 
 __all__ = ["app", "follow_rounds", "next_steps"]
 
@@ -40,14 +41,21 @@ def next_steps(policy: Policy, status: dict[str, Any]) -> list[tuple[str, str, s
         if service.name in live:
             rows.append((service.name, f"running at {live[service.name]['site']}", f"secfl attest {target}"))
         elif service.name in status["exits"]:
-            rows.append(
-                (service.name, f"ended with {status['exits'][service.name]}", f"secfl release {policy.name} VOLUME")
-            )
+            code = status["exits"][service.name]
+            rows.append((service.name, f"ended with {code}", _after_end(policy, service.name, code)))
         elif service.name in refused:
             rows.append((service.name, f"refused: {refused[service.name].get('code', '')}", "see the findings"))
         else:
             rows.append((service.name, "missing", f"secfl run {target}"))
     return rows
+
+
+def _after_end(policy: Policy, service: str, code: int) -> str:
+    if code != 0:
+        return f"secfl run {policy.name}/{service}"
+    mounts = {mount.name for mount in policy.image(policy.service(service).image_name).volumes}
+    volumes = [v.name for v in policy.volumes if isinstance(v, WritableVolume) and v.release and v.name in mounts]
+    return f"secfl release {policy.name} {volumes[0]}" if volumes else "nothing"
 
 
 def follow_rounds(session: ManagerSession, study: str) -> int:
@@ -84,7 +92,11 @@ def status(
     session = ManagerSession(PartyHome(home))
     reply = get_policy(session, study)
     if reply.policy is None:
-        _show_proposals(study, dict(reply.proposals), dict(reply.votes))
+        proposals = _votes_by_proposal(reply)
+        if json:
+            print_json({"proposals": proposals})
+        else:
+            _show_proposals(study, proposals)
         return
     if follow:
         raise typer.Exit(follow_rounds(session, study))
@@ -105,21 +117,24 @@ def status(
         out.print(table("refused", ("site", "rule", "expected", "found"), rows))
 
 
-def _show_proposals(study: str, proposals: dict[str, bytes], votes: dict[str, Any]) -> None:
+def _votes_by_proposal(reply: PolicyReply) -> dict[str, dict[str, str]]:
+    """For each open proposal, what each member of its board said so far: yes, no or waiting."""
+    found: dict[str, dict[str, str]] = {}
+    for identifier, envelope in reply.proposals.items():
+        board = decode(unverified_proposal(envelope).policy).board
+        names = {party.signing_key.key_id: party.name for party in board}
+        found[identifier] = {party.name: "waiting" for party in board}
+        for signed in reply.votes.get(identifier, ()):
+            vote = verify_envelope(
+                signed, purpose=route("policies/vote").purpose, keys=[party.signing_key for party in board]
+            )
+            found[identifier][names[vote.signer.key_id]] = "yes" if Vote.decode(vote.payload).approve else "no"
+    return found
+
+
+def _show_proposals(study: str, proposals: Mapping[str, Mapping[str, str]]) -> None:
     if not proposals:
         out.print(f"{study}: nothing is proposed; next: secfl policy propose FILE")
-        return
-    for identifier, envelope in proposals.items():
-        document = Proposal.decode(from_base64url(strict_json.decode(envelope)["payload"]), max_bytes=4 * 1024 * 1024)
-        policy = decode(document.policy)
-        keys = {party.signing_key.key_id: party.name for party in policy.parties}
-        voted: dict[str, bool] = {}
-        for vote in votes.get(identifier, ()):
-            parsed = strict_json.decode(vote)
-            name = keys.get(parsed["signatures"][0]["keyid"], "unknown key")
-            voted[name] = Vote.decode(from_base64url(parsed["payload"])).approve
-        rows = [
-            (party.name, {True: "yes", False: "no"}.get(voted.get(party.name), "waiting"), "secfl policy vote")  # type: ignore[arg-type]
-            for party in policy.board
-        ]
+    for identifier, votes in proposals.items():
+        rows = [(name, vote, "secfl policy vote" if vote == "waiting" else "") for name, vote in votes.items()]
         out.print(table(f"{study}: proposal {identifier}", ("party", "vote", "next"), rows))

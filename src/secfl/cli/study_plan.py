@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from secfl.crypto import strict_json
-from secfl.errors import ConfigError
+from secfl.errors import ConfigError, EncodingError
 from secfl.federation.flower.contract import FLOWER_VERSION
 from secfl.federation.flower.launch import AggregatorLaunch, Scalar, TrainerLaunch, environment, gateway_rules
 from secfl.party.home import PartyIdentity, read_file
@@ -26,7 +26,11 @@ __all__ = ["HandedOver", "StudyPlan", "assemble", "draft_policy"]
 PYTHON = "/opt/python/bin/python3"
 GATEWAY_PORT = 8443
 SIDECAR_PORT = 9443
-_MARKER = re.compile(r"@([a-z]+(?:\.[a-z0-9-]+)*(?:\.[a-z_]+)?)@")
+_MAX_ROUNDS = 100_000
+_MARKER = re.compile(r"@([A-Za-z0-9._-]+)@")
+"""Also what is no marker of ours, so that a misspelt one is an error and not a value."""
+_NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,62}[a-z0-9])?\Z")
+_MAX_HANDED_OVER = 64 * 1024
 _APP_HOME = "/tmp/engine"  # noqa: S108 - the program's private tmpfs
 
 
@@ -55,6 +59,24 @@ class StudyPlan:
     run_config: Mapping[str, Scalar]
     node_config: Mapping[str, Scalar]
     tee: str = "tdx"
+
+    def __post_init__(self) -> None:
+        """Check what file names and the policy are made of.
+
+        Raises:
+            ConfigError: `init.name`, `init.sites`, `init.rounds` or `init.tee`.
+        """
+        for name in (self.study, self.owner, self.aggregator_site, *self.sites):
+            if not _NAME.match(name):
+                raise ConfigError("init.name", f"not a name: {name!r}", hint="lower-case letters, digits, hyphens")
+        if not self.sites or len(set(self.sites)) != len(self.sites) or self.owner in self.sites:
+            raise ConfigError(
+                "init.sites", "a study has at least one site, each once, and an owner who is none of them"
+            )
+        if not 1 <= self.rounds <= _MAX_ROUNDS:
+            raise ConfigError("init.rounds", f"{self.rounds} rounds", expected=f"1 to {_MAX_ROUNDS}")
+        if self.tee not in ("sgx", "tdx"):
+            raise ConfigError("init.tee", f"{self.tee!r} is no kind of evidence", expected="tdx or sgx")
 
     def document(self) -> dict[str, Any]:
         """As the JSON value of `study.json`."""
@@ -277,43 +299,54 @@ class HandedOver:
         """Read `parties/NAME.json`.
 
         Raises:
-            ConfigError: the file is not there.
-            EncodingError: it is malformed.
+            ConfigError: `study.not_handed_over` or `study.malformed`, also when it is another party's.
         """
-        return PartyIdentity.from_document(self._read("parties", name))
+        document = self._read("parties", name)
+        try:
+            identity = PartyIdentity.from_document(document)
+        except EncodingError as error:
+            raise ConfigError("study.malformed", f"parties/{name}.json: {error.message}") from error
+        if identity.name != name:
+            # Keys under another party's name would give its vote and its data's recipient to somebody else.
+            raise ConfigError("study.malformed", f"parties/{name}.json is the identity of {identity.name}")
+        return identity
 
     def value(self, marker: str) -> str:
         """Find the value of a marker.
 
         Raises:
-            ConfigError: `study.unknown_marker`, or the file is not there.
-            EncodingError: a file is malformed.
+            ConfigError: `study.unknown_marker`, `study.not_handed_over` or `study.malformed`.
         """
         kind, *rest = marker.split(".")
         if kind == "party" and len(rest) == 2 and rest[1] in ("signing_key", "recipient_key"):
             return self.party(rest[0]).document()[rest[1]]
         if kind == "platform" and len(rest) == 1:
-            return self._text(self._read("platforms", rest[0]), "platform_id")
+            return self._text("platforms", rest[0], "platform_id")
         if kind == "volume" and len(rest) == 2:
-            return self._text(self._read("volumes", f"{rest[0]}-{rest[1]}"), "policy_hash")
+            return self._text("volumes", f"{rest[0]}-{rest[1]}", "policy_hash")
         if kind == "image" and rest in (["measurement"], ["trust_domain"]):
-            return self._text(self._read("", "image"), rest[0])
+            return self._text("", "image", rest[0])
         raise ConfigError("study.unknown_marker", f"no value is known for @{marker}@", hint="correct the draft")
 
     def _read(self, folder: str, name: str) -> dict[str, Any]:
+        if not _NAME.match(name):
+            raise ConfigError("study.unknown_marker", f"{name!r} is not a name", hint="correct the draft")
         path = self.path / folder / f"{name}.json"
         if not path.exists():
             raise ConfigError("study.not_handed_over", f"{path} is missing", hint=f"{name} has to hand it over")
-        document = strict_json.decode_any(read_file(path))
+        try:
+            document = strict_json.decode_any(read_file(path, max_bytes=_MAX_HANDED_OVER))
+        except EncodingError as error:
+            raise ConfigError("study.malformed", f"{path}: {error.message}") from error
         if not isinstance(document, dict):
-            raise ConfigError("study.not_handed_over", f"{path} is not a JSON object")
+            raise ConfigError("study.malformed", f"{path} is not a JSON object")
         return document
 
-    @staticmethod
-    def _text(document: dict[str, Any], member: str) -> str:
-        value = document.get(member)
+    def _text(self, folder: str, name: str, member: str) -> str:
+        value = self._read(folder, name).get(member)
+        # Plain, so that it stays inside the quotes of the policy that it is put into.
         if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9:_-]+", value):
-            raise ConfigError("study.not_handed_over", f"a handed-over file lacks a plain {member}")
+            raise ConfigError("study.malformed", f"{self.path / folder / name}.json lacks a plain {member}")
         return value
 
 
@@ -321,8 +354,7 @@ def assemble(draft: str, handed_over: HandedOver) -> bytes:
     """Put the handed-over values in the place of the markers.
 
     Raises:
-        ConfigError: `study.incomplete` names everything that is missing at once.
-        EncodingError: a handed-over file is malformed.
+        ConfigError: `study.incomplete` names everything that is missing or malformed at once.
     """
     missing: list[str] = []
     values: dict[str, str] = {}

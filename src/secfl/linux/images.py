@@ -59,15 +59,19 @@ class FileReader:
     """Reads an image's `data` by position; every read is a private copy."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file.
+        """Open the file; a FIFO, device or link that the host put in its place is refused (FS-08).
 
         Raises:
             UnavailableError: `image.unreadable`.
+            ConfigError: `image.not_a_file`.
         """
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
             raise UnavailableError("image.unreadable", f"{path} cannot be read: {error.strerror}") from error
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            os.close(self.fd)
+            raise ConfigError("image.not_a_file", f"{path} is not a regular file")
         self._close = weakref.finalize(self, os.close, self.fd)
 
     def pread(self, offset: int, size: int) -> bytes:
@@ -148,7 +152,7 @@ def open_image_directory(directory: Path, *, root: bytes, key: bytes | None = No
     Raises:
         UnavailableError: `image.unreadable`.
         VerificationError: the codes of `open_image`; also `volume.root_mismatch` for an over-long manifest.
-        ConfigError: `volume.key_size`.
+        ConfigError: `volume.key_size` or `image.not_a_file`.
     """
     manifest = FileReader(directory / MANIFEST_NAME)
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from secfl.crypto.encoding import from_base64url
 from secfl.crypto.hpke import seal_to
 from secfl.crypto.strict_json import decode
-from secfl.errors import StateError, VerificationError
+from secfl.errors import EncodingError, StateError, VerificationError
 from secfl.party.session import ManagerSession
 from secfl.policy.grants import Grant
 from secfl.policy.model import Policy
@@ -34,10 +34,13 @@ __all__ = [
     "image_roots",
     "open_proposal",
     "propose",
+    "unverified_proposal",
     "vote",
 ]
 
 _PROPOSAL_SECONDS = 30 * 24 * 3600
+"""How long a proposal waits for votes: a month of committees."""
+_MAX_PROPOSAL = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +64,16 @@ def get_policy(session: ManagerSession, name: str) -> PolicyReply:
     """Read a policy and check that its bytes have the stated hash.
 
     Raises:
-        VerificationError: `policy.hash_mismatch`, or what the manager refused.
+        VerificationError: `policy.hash_mismatch`: also when there are bytes without a hash or a hash without bytes.
+        SecflError: what the manager refused.
     """
     reply = session.ask(
         "policies/get",
         lambda deployment, nonce: PolicyAsk(deployment_id=deployment, nonce=nonce, name=name),
         PolicyReply,
     )
-    if reply.policy is not None and policy_hash(reply.policy).hex() != reply.policy_hash:
+    computed = None if reply.policy is None else policy_hash(reply.policy).hex()
+    if computed != reply.policy_hash:
         raise VerificationError("policy.hash_mismatch", "the manager's hash is not that of the bytes it sent")
     return reply
 
@@ -89,8 +94,23 @@ def propose(session: ManagerSession, name: str, policy: bytes, *, now: int) -> P
     return ProposalReply.decode(session.submit("policies/propose", document))
 
 
+def unverified_proposal(envelope: bytes) -> Proposal:
+    """Read a proposal out of its envelope; whose signature that is, the manager and the audit check.
+
+    Raises:
+        EncodingError: `proposal.malformed`.
+    """
+    document = decode(envelope)
+    payload = document.get("payload") if isinstance(document, dict) else None
+    if not isinstance(payload, str):
+        raise EncodingError("proposal.malformed", "a proposal is not a signed envelope")
+    return Proposal.decode(from_base64url(payload), max_bytes=_MAX_PROPOSAL)
+
+
 def open_proposal(session: ManagerSession, name: str, policy: bytes) -> OpenProposal:
     """Find the open proposal that has exactly these bytes: a voter votes on the file it has read.
+
+    It must also follow the version in force: a proposal over an older one was left behind (PB-06).
 
     Raises:
         StateError: `proposal.not_found`.
@@ -98,8 +118,8 @@ def open_proposal(session: ManagerSession, name: str, policy: bytes) -> OpenProp
     """
     reply = get_policy(session, name)
     for identifier, envelope in reply.proposals.items():
-        document = Proposal.decode(from_base64url(decode(envelope)["payload"]), max_bytes=4 * 1024 * 1024)
-        if document.policy == policy:
+        document = unverified_proposal(envelope)
+        if (document.name, document.policy, document.predecessor) == (name, policy, reply.policy_hash):
             return OpenProposal(identifier, policy, policy_hash(policy).hex(), document.predecessor)
     raise StateError(
         "proposal.not_found",

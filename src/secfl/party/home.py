@@ -6,6 +6,7 @@ is replaced by rename, so that a crash leaves the old one or the new one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -17,7 +18,7 @@ from secfl.crypto.aead import KEY_BYTES
 from secfl.crypto.encoding import from_base64url, to_base64url
 from secfl.crypto.hpke import PUBLIC_KEY_BYTES, SealingKey
 from secfl.crypto.signing import PublicKey, SigningKey
-from secfl.errors import ConfigError, EncodingError, SecflError, StateError
+from secfl.errors import ConfigError, EncodingError, StateError
 
 __all__ = ["PartyHome", "PartyIdentity", "read_file", "write_file"]
 
@@ -154,10 +155,7 @@ class PartyHome:
             StateError: `volume.key_exists` when it should be created but is there.
             ConfigError: `volume.key_missing` or `volume.name`.
         """
-        for part in (*policy.split("/"), volume):
-            if not _NAME.match(part):
-                raise ConfigError("volume.name", f"not a policy or volume name: {policy!r} {volume!r}")
-        path = self.private / "volumes" / f"{policy.replace('/', '_')}_{volume}.key"
+        path = self._volume_key_path(policy, volume)
         if create:
             if path.exists():
                 raise StateError("volume.key_exists", f"{policy} {volume} has a key already", hint="choose a new name")
@@ -169,6 +167,21 @@ class PartyHome:
         if len(key) != KEY_BYTES:
             raise ConfigError("volume.key_missing", f"the key of {policy} {volume} is damaged")
         return key
+
+    def forget_volume_key(self, policy: str, volume: str) -> None:
+        """Remove the key of a volume that could not be packed.
+
+        Raises:
+            ConfigError: `volume.name`.
+        """
+        self._volume_key_path(policy, volume).unlink(missing_ok=True)
+
+    def _volume_key_path(self, policy: str, volume: str) -> Path:
+        for part in (*policy.split("/"), volume):
+            if not _NAME.match(part):
+                raise ConfigError("volume.name", f"not a policy or volume name: {policy!r} {volume!r}")
+        # No name holds an underscore, so two volumes never share a file.
+        return self.private / "volumes" / f"{policy.replace('/', '_')}_{volume}.key"
 
 
 def read_file(path: Path, *, max_bytes: int = _MAX_FILE) -> bytes:
@@ -191,7 +204,7 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace a file whole and durably.
 
     Raises:
-        SecflError: `file.unwritable`, a ConfigError.
+        ConfigError: `file.unwritable`.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -201,7 +214,17 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        failure: SecflError = ConfigError("file.unwritable", f"cannot write {path}: {error.strerror}")
-        raise failure from error
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise ConfigError("file.unwritable", f"cannot write {path}: {error.strerror}") from error
+
+
+def _sync_directory(path: Path) -> None:
+    # Without it a crash may forget the new name, and with it a key under which volumes are already packed.
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

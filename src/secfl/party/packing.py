@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secfl.crypto import strict_json
-from secfl.errors import ConfigError
+from secfl.crypto.encoding import from_hex
+from secfl.errors import ConfigError, EncodingError, SecflError, VerificationError
 from secfl.linux.images import PackedImage, pack_image
 from secfl.party.documents import deposit_key, propose, vote
 from secfl.party.home import PartyHome, PartyIdentity, read_file, write_file
@@ -18,6 +19,8 @@ from secfl.policy.version import PolicyVersion, policy_hash
 from secfl.volume.image_manifest import Mode
 
 __all__ = ["OwnedVolume", "owner_policy", "pack_volume", "register_volume"]
+
+_ROOT_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,19 @@ class OwnedVolume:
             "volume": self.volume,
             "root": self.root,
         }
+
+    @classmethod
+    def from_document(cls, document: object) -> OwnedVolume:
+        """Read the values of the file that is handed over.
+
+        Raises:
+            EncodingError: `volume.malformed`.
+        """
+        if not isinstance(document, dict) or set(document) != {"policy", "policy_hash", "volume", "root"}:
+            raise EncodingError("volume.malformed", "a packed volume has policy, policy_hash, volume and root")
+        if not all(isinstance(value, str) for value in document.values()):
+            raise EncodingError("volume.malformed", "a member of a packed volume is not text")
+        return cls(**document)
 
 
 def owner_policy(identity: PartyIdentity, volume: str, root: bytes) -> bytes:
@@ -77,7 +93,12 @@ def pack_volume(home: PartyHome, source: Path, out: Path, *, volume: str) -> tup
     if out.exists():
         raise ConfigError("image.exists", f"{out} exists already", hint="choose a new directory")
     key = home.volume_key(name, volume, create=True)
-    packed = pack_image(source, out, mode=Mode.ENCRYPTED, key=key)
+    try:
+        packed = pack_image(source, out, mode=Mode.ENCRYPTED, key=key)
+    except SecflError:
+        # Nothing was packed under it; left there, it would forbid the next attempt under this name.
+        home.forget_volume_key(name, volume)
+        raise
     policy = owner_policy(identity, volume, packed.root)
     PolicyVersion.read(policy)
     write_file(out / "policy.yaml", policy)
@@ -89,13 +110,19 @@ def pack_volume(home: PartyHome, source: Path, out: Path, *, volume: str) -> tup
 def register_volume(session: ManagerSession, out: Path, *, now: int) -> OwnedVolume:
     """Put the owner's policy in force and deposit the key.
 
+    The directory has been handed around since it was packed, so only what this party would write itself is signed.
+
     Raises:
+        EncodingError: `volume.malformed`.
+        VerificationError: `volume.changed`: the files are not those that this party packed.
         SecflError: what the manager refused.
-        EncodingError: `volume.json` is malformed.
     """
-    document = strict_json.decode(read_file(out / "volume.json"))
-    owned = OwnedVolume(**document)
-    policy = read_file(out / "policy.yaml")
+    owned = OwnedVolume.from_document(strict_json.decode(read_file(out / "volume.json")))
+    policy = owner_policy(session.home.identity(), owned.volume, from_hex(owned.root, size=_ROOT_BYTES))
+    if read_file(out / "policy.yaml") != policy or owned.policy_hash != policy_hash(policy).hex():
+        raise VerificationError(
+            "volume.changed", f"{out} does not hold the policy that was written when it was packed", hint="pack again"
+        )
     propose(session, owned.policy, policy, now=now)
     vote(session, owned.policy, policy, approve=True)
     deposit_key(session, owned.policy, owned.volume, owned.root)

@@ -6,6 +6,7 @@ What is unpacked is authentic to the byte, or nothing is written under the final
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from secfl.errors import ConfigError
@@ -42,16 +43,17 @@ def unpack(image: SealedImage, out: Path) -> list[Path]:
     """Write all files of an image below a new directory.
 
     Raises:
-        ConfigError: `release.exists`.
+        ConfigError: `release.exists` or `release.unwritable`.
         VerificationError: a chunk is not authentic; nothing remains under `out`.
     """
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise ConfigError("release.exists", f"{out} exists already", hint="choose a new directory")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial: Path | None = None
     written: list[Path] = []
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # A name that nobody can foresee: another user of the folder could have planted a link under it.
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         for entry in image.entries:
             target = partial / entry.path
             if entry.kind is Kind.DIRECTORY:
@@ -64,7 +66,10 @@ def unpack(image: SealedImage, out: Path) -> list[Path]:
             else:
                 target.symlink_to(entry.target)
         partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        partial = None
+    except OSError as error:
+        raise ConfigError("release.unwritable", f"cannot write {out}: {error.strerror}") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
     return written

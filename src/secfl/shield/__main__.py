@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from secfl.errors import SecflError
+from secfl.errors import SecflError, StateError
 from secfl.linux.syscalls import set_dumpable
 from secfl.shield.config import MAX_CONFIG, LaunchConfig
 from secfl.shield.service import Phases, run_service
@@ -20,6 +20,7 @@ __all__ = ["main"]
 _PLATFORM_FD = 3
 _CONFIG_FD = 4
 NOT_STARTED = 125
+"""Exit status when the program was not started."""
 
 
 def main() -> int:
@@ -31,19 +32,13 @@ def main() -> int:
             config = LaunchConfig.decode(file.read(MAX_CONFIG + 1), max_bytes=MAX_CONFIG)
         return run_service(config, PlatformSocketAttester(_PLATFORM_FD), phases)
     except SecflError as error:
-        findings = getattr(error, "findings", ())
-        phases.write(
-            "failed",
-            code=error.code,
-            message=error.message,
-            hint=error.hint or "",
-            findings=[[f.rule, f.expected, f.actual, f.remedy] for f in findings],
-        )
-        return NOT_STARTED
+        phases.write_error("failed", error)
+    except Exception as error:  # noqa: BLE001 - a defect must not end with a status that a program could have
+        phases.write_error("failed", StateError("shield.internal", f"the start failed with {type(error).__name__}"))
+    return NOT_STARTED
 
 
 if __name__ == "__main__":
     status = main()
-    sys.stdout.flush()
     # Daemon threads may still wait for the manager; nothing is left to be done in them.
     os._exit(status)

@@ -7,15 +7,28 @@ the start fail or is refused by appraisal; it can never weaken a check, since al
 from __future__ import annotations
 
 import re
+from typing import Annotated, Self
 
-from pydantic import field_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
 from secfl.protocol.message import Digest, Message, Name
 
-__all__ = ["MAX_CONFIG", "LaunchConfig"]
+__all__ = ["MAX_CONFIG", "Address", "LaunchConfig"]
 
 MAX_CONFIG = 1024 * 1024
-_ADDRESS = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}:\d{1,5}\Z|\[[0-9a-f:]+\]:\d{1,5}\Z")
+_HOST = r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}"
+_LISTEN = re.compile(rf"{_HOST}\Z")
+_ADDRESS = re.compile(rf"{_HOST}:[1-9][0-9]{{0,4}}\Z")
+
+
+def _address(value: str) -> str:
+    if not _ADDRESS.match(value):
+        raise ValueError("address:port is required")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+"""An IPv4 address and a port: a name would let the operator's resolver choose anew at each connection."""
 
 
 class LaunchConfig(Message):
@@ -33,19 +46,26 @@ class LaunchConfig(Message):
         volumes: the same for each writable volume; made when it is not there.
     """
 
-    manager: str
+    manager: Address
     study: Name
     service: Name
     site: Name
     policy_hash: Digest
     listen: str
-    peers: dict[str, str]
-    images: dict[str, str]
-    volumes: dict[str, str]
+    peers: dict[Name, Address]
+    images: dict[Name, str]
+    volumes: dict[Name, str]
 
-    @field_validator("manager")
+    @field_validator("listen")
     @classmethod
-    def _address(cls, value: str) -> str:
-        if not _ADDRESS.match(value):
-            raise ValueError("address:port is required")
+    def _own_address(cls, value: str) -> str:
+        if not _LISTEN.match(value):
+            raise ValueError("an IPv4 address is required")
         return value
+
+    @model_validator(mode="after")
+    def _one_directory_each(self) -> Self:
+        # With two directories for one name, the evidence would state one and the start would open the other.
+        if set(self.images) & set(self.volumes):
+            raise ValueError("a volume is either an image or writable")
+        return self

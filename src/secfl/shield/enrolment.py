@@ -88,8 +88,8 @@ class Enrolment:
         self.tls_key = SigningKey.generate_p256()
         self.identity = Identity.decode(transport.call("identity"))
         self.manager_certificate = transport.certificate
-        self._lock = threading.Lock()
         self._sequence: dict[str, int] = {}
+        self._turns: dict[str, threading.Lock] = {}
         self._admission: Admission | None = None
 
     @property
@@ -183,17 +183,17 @@ class Enrolment:
         Raises:
             SecflError: what the manager refused.
         """
-        with self._lock:
-            sequence = self._sequence.get(name, 0) + 1
-            self._sequence[name] = sequence
-        body = strict_json.decode(message.encode())
-        call = ServiceCall(
-            deployment_id=self.identity.deployment_id,
-            lease_id=self.admission.lease_id,
-            sequence=sequence,
-            body=body,
-        )
-        return transport.call(name, self.tls_key.sign_envelope(route(name).purpose, call.encode()))
+        # The turn lasts until the answer: of two threads, the later number could arrive first, and the manager would
+        # take the earlier one for a replay.
+        with self._turns.setdefault(name, threading.Lock()):
+            self._sequence[name] = self._sequence.get(name, 0) + 1
+            call = ServiceCall(
+                deployment_id=self.identity.deployment_id,
+                lease_id=self.admission.lease_id,
+                sequence=self._sequence[name],
+                body=strict_json.decode(message.encode()),
+            )
+            return transport.call(name, self.tls_key.sign_envelope(route(name).purpose, call.encode()))
 
     def answer(self, challenge: PendingChallenge) -> Answer:
         """Answer a party's challenge with evidence of the purpose `peer` over the party's own nonce."""

@@ -7,12 +7,10 @@ control line, and dies with the shield.
 
 from __future__ import annotations
 
-import contextlib
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from secfl.crypto import strict_json
 from secfl.crypto.hpke import SealingKey
 from secfl.crypto.signing import SigningKey
 from secfl.crypto.x509 import Usage, to_pem
@@ -26,12 +24,15 @@ from secfl.shield.channel import ChannelSetup
 from secfl.shield.control import control_line
 from secfl.shield.gateway import GatewaySetup, run_gateway
 from secfl.shield.identity import Identity, PeerRules, attested_peers
+from secfl.shield.process_line import ProcessLine
 from secfl.shield.rules import Rules
 from secfl.shield.run_directory import RunDirectory
 from secfl.shield.sidecar import SidecarSetup, run_sidecar
 
 __all__ = ["NetworkShield", "Wire", "identity_of"]
 
+_BACKLOG = 128
+"""Connections that may wait, until the gateway runs and later."""
 _PENDING = "pending"
 """File of the run directory by which a program says that messages wait; held requests are then asked again."""
 
@@ -57,84 +58,95 @@ class Wire:
     identity: Identity
     sealing_key: SealingKey
     listen: str
-    peers: dict[str, str]
+    peers: Mapping[str, str]
 
 
 class NetworkShield:
     """All gateway and sidecar processes of one service."""
 
-    def __init__(self, network: NetworkNamespace) -> None:
+    def __init__(self, network: NetworkNamespace, wire: Wire) -> None:
         self._network = network
-        self._lines: list[socket.socket] = []
-        self._unread: list[bytes] = []
-        self._inside: list[tuple[Egress, socket.socket]] = []
+        self._wire = wire
+        self._gateways: list[ProcessLine] = []
+        self._sidecars: list[ProcessLine] = []
+        self._outside: list[tuple[Ingress, socket.socket]] = []
+        self._inside: list[tuple[Egress, str, socket.socket]] = []
         self.children: dict[str, int] = {}
 
-    def listen(self, egress: Iterable[Egress]) -> None:
-        """Open the sidecars' listeners, so that the program finds them from its first moment.
+    def listen(self) -> None:
+        """Open all listeners before the program exists: it finds them from its first moment, or is not started.
 
         Raises:
-            StateError: `linux.call_failed`.
+            ConfigError: `network.no_peer_address` or `network.listen`.
+            StateError: `network.address_in_use` or `linux.call_failed`.
         """
-        for entry in egress:
-            host, port = split_address(entry.listen)
-            self._inside.append((entry, self._network.listen_inside(host, port)))
+        wire = self._wire
+        for ingress in wire.payload.ingress:
+            try:
+                listener = socket.create_server((wire.listen, ingress.port), backlog=_BACKLOG)
+            except OSError as error:
+                raise ConfigError(
+                    "network.listen", f"cannot listen on {wire.listen}:{ingress.port}: {error.strerror}"
+                ) from error
+            self._outside.append((ingress, listener))
+        for egress in wire.payload.egress:
+            address = wire.peers.get(egress.service)
+            if address is None:
+                raise ConfigError(
+                    "network.no_peer_address", f"no address for {egress.service}", hint="see the site file"
+                )
+            self._inside.append((egress, address, self._network.listen_inside(*split_address(egress.listen))))
 
-    def start(self, wire: Wire, run_directory: RunDirectory) -> None:
+    def start(self, run_directory: RunDirectory) -> None:
         """Fork the processes; call it before this process starts threads.
 
         Raises:
-            ConfigError: `network.no_peer_address`, `network.listen`, or a malformed rule.
+            EncodingError: a malformed rule.
+            OSError: no process or socket is left.
         """
-        for ingress in wire.payload.ingress:
-            self._start_gateway(wire, ingress, run_directory)
-        for egress, listener in self._inside:
-            self._start_sidecar(wire, egress, listener)
+        for ingress, listener in self._outside:
+            self._start_gateway(ingress, listener, run_directory)
+        for egress, address, listener in self._inside:
+            self._start_sidecar(egress, address, listener)
 
     def update_identity(self, identity: Identity) -> None:
-        """Give a renewed certificate to all processes."""
-        line = control_line("identity", certificate=identity.certificate.decode(), key=identity.key.decode())
-        self._tell(line)
+        """Give a renewed certificate to all processes.
+
+        Raises:
+            StateError: `network.process_hung`.
+        """
+        message = control_line("identity", certificate=identity.certificate.decode(), key=identity.key.decode())
+        for line in (*self._gateways, *self._sidecars):
+            line.tell(message)
 
     def update_peers(self, peers: Iterable[Peer]) -> None:
-        """Give the manager's latest word on leases to the gateways."""
+        """Give the manager's latest word on leases to the gateways.
+
+        Raises:
+            StateError: `network.process_hung`.
+        """
         entries = [
             {"site": peer.site, "node_key": peer.node_key or "", "lease_until": peer.lease_until} for peer in peers
         ]
-        self._tell(control_line("leases", peers=entries), gateways_only=True)
+        message = control_line("leases", peers=entries)
+        for line in self._gateways:
+            line.tell(message)
 
     def events(self) -> list[dict[str, str]]:
-        """Read what the processes have reported since the last call: refused and dropped peers, for the operator."""
-        events: list[dict[str, str]] = []
-        for index, line in enumerate(self._lines):
-            with contextlib.suppress(BlockingIOError, ConnectionResetError):
-                while data := line.recv(65536, socket.MSG_DONTWAIT):
-                    self._unread[index] += data
-            *lines, self._unread[index] = self._unread[index].split(b"\n")
-            events += [strict_json.decode(entry) for entry in lines]
-        return events
+        """Read what the processes have reported since the last call: refused and dropped peers, for the operator.
+
+        Raises:
+            EncodingError: `network.process_malformed`.
+        """
+        return [event for line in (*self._gateways, *self._sidecars) for event in line.events()]
 
     def close(self) -> None:
         """Close the control lines; the processes end."""
-        for line in self._lines:
-            # Closing with unread reports would reset the line, and the process would take that for a failure.
-            with contextlib.suppress(OSError):
-                line.shutdown(socket.SHUT_WR)
+        for line in (*self._gateways, *self._sidecars):
+            line.close()
 
-    def _tell(self, line: bytes, *, gateways_only: bool = False) -> None:
-        for index, channel in enumerate(self._lines):
-            if gateways_only and index >= self._gateways:
-                continue
-            # A process that has ended is noticed by its exit; the line is then closed.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                channel.sendall(line)
-
-    @property
-    def _gateways(self) -> int:
-        return len(self._lines) - len(self._inside)
-
-    def _start_gateway(self, wire: Wire, ingress: Ingress, run_directory: RunDirectory) -> None:
-        payload = wire.payload
+    def _start_gateway(self, ingress: Ingress, listener: socket.socket, run_directory: RunDirectory) -> None:
+        wire, payload = self._wire, self._wire.payload
         setup = GatewaySetup(
             identity=wire.identity,
             sealing_key=wire.sealing_key,
@@ -152,28 +164,20 @@ class NetworkShield:
             is_admitted=run_directory.is_admitted,
             pending=lambda: run_directory.signature(_PENDING),
         )
-        try:
-            listener = socket.create_server((wire.listen, ingress.port), backlog=128)
-        except OSError as error:
-            raise ConfigError(
-                "network.listen", f"cannot listen on {wire.listen}:{ingress.port}: {error.strerror}"
-            ) from error
 
         def upstream_socket(address: tuple[int, int, *tuple[object, ...]]) -> socket.socket:
             return self._network.create_socket(socket.AddressFamily(address[0]), socket.SocketKind(address[1]))
 
-        self._fork(
+        line = self._fork(
             f"gateway {ingress.name}",
             listener,
             lambda control: run_gateway(setup, listener, control, socket_factory=upstream_socket),
             keep=(run_directory.fileno(), self._network.fileno()),
         )
+        self._gateways.append(line)
 
-    def _start_sidecar(self, wire: Wire, egress: Egress, listener: socket.socket) -> None:
-        payload = wire.payload
-        address = wire.peers.get(egress.service)
-        if address is None:
-            raise ConfigError("network.no_peer_address", f"no address for {egress.service}", hint="see the site file")
+    def _start_sidecar(self, egress: Egress, address: str, listener: socket.socket) -> None:
+        wire, payload = self._wire, self._wire.payload
         channel = ChannelSetup(
             gateway=address,
             sealing_key=wire.sealing_key,
@@ -185,15 +189,17 @@ class NetworkShield:
         if egress.tls_certificate is not None and egress.tls_key is not None:
             program_tls = Identity(egress.tls_certificate.encode(), egress.tls_key.encode())
         setup = SidecarSetup(channel=channel, identity=wire.identity, program_tls=program_tls)
-        self._fork(f"sidecar {egress.name}", listener, lambda control: run_sidecar(setup, listener, control), keep=())
+        line = self._fork(
+            f"sidecar {egress.name}", listener, lambda control: run_sidecar(setup, listener, control), keep=()
+        )
+        self._sidecars.append(line)
 
     def _fork(
         self, name: str, listener: socket.socket, serve: Callable[[socket.socket], None], *, keep: Sequence[int]
-    ) -> None:
+    ) -> ProcessLine:
         ours, theirs = socket.socketpair()
         pid = fork_server(lambda: serve(theirs), keep=(listener.fileno(), theirs.fileno(), *keep))
         theirs.close()
         listener.close()
-        self._lines.append(ours)
-        self._unread.append(b"")
         self.children[name] = pid
+        return ProcessLine(name, ours)

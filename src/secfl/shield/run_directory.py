@@ -13,14 +13,16 @@ import stat
 from collections.abc import Iterable
 
 from secfl.crypto import strict_json
-from secfl.errors import EncodingError
+from secfl.errors import EncodingError, StateError
 from secfl.protocol.service import Peer, Progress
 
 __all__ = ["RunDirectory"]
 
-_SITE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
+_SITE = re.compile(r"[a-z0-9][a-z0-9._~-]{0,127}\Z")
 _MAX_PROGRESS = 64 * 1024 * 1024
 _MAX_LINE = 64 * 1024
+_MAX_READ = 1024 * 1024
+"""Bytes of one call: a program that writes without end costs a bounded amount of the shield's memory."""
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -39,7 +41,7 @@ class RunDirectory:
         """Replace `peers.json` with the live peers that have an engine key.
 
         Raises:
-            OSError: the program's memory file system refuses it.
+            StateError: `run_directory.unwritable`: the program filled its memory or put something else in the place.
         """
         document = {
             "peers": [
@@ -74,32 +76,45 @@ class RunDirectory:
         return state.st_mtime_ns, state.st_size
 
     def new_progress(self) -> list[Progress]:
-        """Read the complete lines that the program has added to `progress` since the last call.
+        """Read complete lines that the program has added to `progress`; call again until nothing more comes.
 
         Raises:
-            EncodingError: `progress.malformed`: a line is no progress message, too long, or the file is too large.
+            EncodingError: `progress.malformed`: a line is no progress message or too long, or the file is too large,
+                cut, taken away or no regular file.
         """
         try:
             descriptor = os.open("progress", _READ, dir_fd=self._descriptor)
-        except OSError:
-            return []
-        with os.fdopen(descriptor, "rb") as file:
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and self._offset == 0:
+                return []
+            raise EncodingError("progress.malformed", "the progress file cannot be opened") from error
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
             state = os.fstat(descriptor)
-            if not stat.S_ISREG(state.st_mode) or state.st_size > _MAX_PROGRESS:
-                raise EncodingError("progress.malformed", "the progress file is not a regular file or too large")
-            file.seek(self._offset)
-            data = file.read(_MAX_PROGRESS)
+            if not stat.S_ISREG(state.st_mode) or not self._offset <= state.st_size <= _MAX_PROGRESS:
+                raise EncodingError("progress.malformed", "the progress file is not a regular file, too large or cut")
+            data = os.pread(file.fileno(), _MAX_READ, self._offset)
         end = data.rfind(b"\n") + 1
-        self._offset += end
-        lines = data[:end].splitlines()
+        lines = data[:end].split(b"\n")[:-1]
         if any(len(line) > _MAX_LINE for line in lines) or len(data) - end > _MAX_LINE:
             raise EncodingError("progress.malformed", "a progress line is too long")
-        return [Progress.decode(line) for line in lines]
+        messages = [_decode(line) for line in lines]
+        self._offset += end
+        return messages
 
     def _replace(self, name: str, data: bytes) -> None:
         temporary = f".{name}.{secrets.token_hex(4)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o644, dir_fd=self._descriptor)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.rename(temporary, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        try:
+            descriptor = os.open(temporary, flags, 0o644, dir_fd=self._descriptor)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            os.rename(temporary, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        except OSError as error:
+            raise StateError("run_directory.unwritable", f"{name} cannot be written: {error.strerror}") from error
+
+
+def _decode(line: bytes) -> Progress:
+    try:
+        return Progress.decode(line)
+    except EncodingError as error:
+        raise EncodingError("progress.malformed", f"a progress line is malformed: {error.message}") from error

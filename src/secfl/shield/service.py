@@ -17,13 +17,15 @@ import secrets
 import select
 import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 from secfl.attestation.statement import Isolation, LaunchClaims
 from secfl.crypto import strict_json
-from secfl.errors import SecflError, StateError, UnavailableError
+from secfl.errors import AppraisalError, SecflError, StateError, UnavailableError
 from secfl.linux.https_client import HttpsClient, unverified_certificate
 from secfl.linux.launcher import RunningProgram, launch_program
 from secfl.linux.namespaces import NetworkNamespace, create_network
@@ -43,7 +45,7 @@ from secfl.tee.attester import Attester
 __all__ = ["Phases", "run_service"]
 
 NOT_SEALED = 121
-"""Exit status when the program ended well but its last state could not be made durable."""
+"""Exit status when the program ended well but its last state was not made durable or not released."""
 FAILED_SHIELD = 124
 """Exit status when the shield had to stop the program."""
 _GRACE_SECONDS = 10.0
@@ -57,16 +59,29 @@ class Phases:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._started = time.monotonic()
+        self._lock = threading.Lock()
 
     def write(self, event: str, **values: Any) -> None:
         """Write a line; a console that is gone loses it."""
         elapsed = round((time.monotonic() - self._started) * 1000)
         line = strict_json.encode({"event": event, "ms": elapsed, **values}).decode()
         try:
-            self._stream.write(line + "\n")
-            self._stream.flush()
+            with self._lock:
+                self._stream.write(line + "\n")
+                self._stream.flush()
         except OSError:
             return
+
+    def write_error(self, event: str, error: SecflError) -> None:
+        """Write an error with its findings; an error never holds a secret."""
+        findings = error.findings if isinstance(error, AppraisalError) else ()
+        self.write(
+            event,
+            code=error.code,
+            message=error.message,
+            hint=error.hint or "",
+            findings=[[f.rule, f.expected, f.actual, f.remedy] for f in findings],
+        )
 
 
 def run_service(config: LaunchConfig, attester: Attester, phases: Phases) -> int:
@@ -75,6 +90,7 @@ def run_service(config: LaunchConfig, attester: Attester, phases: Phases) -> int
     Raises:
         SecflError: it was not started.
     """
+    signal.signal(signal.SIGTERM, _refuse_start)
     certificate = unverified_certificate(config.manager)
 
     def connect() -> HttpsClient:
@@ -90,11 +106,6 @@ def run_service(config: LaunchConfig, attester: Attester, phases: Phases) -> int
     mounted = _open_volumes(config, enrolment, transport)
     phases.write("opened")
     namespace = create_network()
-    network = NetworkShield(namespace)
-    network.listen(payload.egress)
-    program = _launch(payload, node_key, namespace, mounted)
-    phases.write("launched")
-    run_directory = RunDirectory(program.run_directory)
     wire = Wire(
         payload=payload,
         identity=identity_of(admission.certificates, enrolment.tls_key),
@@ -102,30 +113,72 @@ def run_service(config: LaunchConfig, attester: Attester, phases: Phases) -> int
         listen=config.listen,
         peers=config.peers,
     )
-    network.start(wire, run_directory)
-    watch = Watch(
-        enrolment,
-        connect,
-        network=network,
-        run_directory=run_directory,
-        report=lambda event: phases.write("network", what=event),
-    )
-    watch.start()
-    _watch_volumes(mounted, watch)
-    phases.write("running")
-    status = _wait(program, watch, {**network.children, **mounted.children})
-    watch.end()
-    status = _finish(status, mounted, watch)
-    network.close()
-    if watch.failure is not None:
-        phases.write("stopped", code=watch.failure.code, message=watch.failure.message)
-    phases.write("ended", status=status)
-    if status == 0:
-        release_volumes(payload, mounted, enrolment, transport)
-        phases.write("released")
-    _report(enrolment, transport, status)
-    program.close()
-    return status
+    network = NetworkShield(namespace, wire)
+    network.listen()
+    program = _launch(payload, node_key, namespace, mounted)
+    phases.write("launched")
+    running = _Running(enrolment, connect, transport, mounted, network, phases)
+    try:
+        with program:
+            return running.attend(program)
+    except SecflError as error:
+        phases.write_error("stopped", error)
+    except Exception as error:  # noqa: BLE001 - the program was started, so the status must not say that it was not
+        phases.write_error("stopped", StateError("shield.internal", f"failed with {type(error).__name__}"))
+    return FAILED_SHIELD
+
+
+def _refuse_start(_number: int, _frame: object) -> None:
+    # The first process of a namespace ignores a signal without a handler.
+    raise StateError("shield.stopped", "the platform asked to stop before the program was started")
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A service whose program was launched."""
+
+    enrolment: Enrolment
+    connect: Callable[[], HttpsClient]
+    transport: HttpsClient
+    mounted: MountedSet
+    network: NetworkShield
+    phases: Phases
+
+    def attend(self, program: RunningProgram) -> int:
+        """Watch until the end, seal and release what it left; returns the exit status."""
+        phases, mounted = self.phases, self.mounted
+        run_directory = RunDirectory(program.run_directory)
+        self.network.start(run_directory)
+        watch = Watch(
+            self.enrolment,
+            self.connect,
+            network=self.network,
+            run_directory=run_directory,
+            report=lambda event: phases.write("network", what=event),
+        )
+        watch.start()
+        _watch_volumes(mounted, watch)
+        phases.write("running")
+        status = _wait(program, watch, {**self.network.children, **mounted.children})
+        watch.end()
+        status = _finish(status, mounted, watch)
+        self.network.close()
+        if watch.failure is not None:
+            phases.write_error("stopped", watch.failure)
+        phases.write("ended", status=status)
+        if status == 0:
+            status = self._release()
+        _report(self.enrolment, self.transport, status)
+        return status
+
+    def _release(self) -> int:
+        try:
+            release_volumes(self.enrolment.admission.payload, self.mounted, self.enrolment, self.transport)
+        except SecflError as error:
+            self.phases.write_error("stopped", error)
+            return NOT_SEALED
+        self.phases.write("released")
+        return 0
 
 
 def _claims(config: LaunchConfig, node_key: NodeKey) -> LaunchClaims:
@@ -175,7 +228,11 @@ def _watch_volumes(mounted: MountedSet, watch: Watch) -> None:
     for name, writable in mounted.writable.items():
 
         def carry(writable: Writable = writable) -> None:
-            writable.process.serve(writable.keeper, failed)
+            try:
+                writable.process.serve(writable.keeper, failed)
+            finally:
+                # A server that waits for an answer that nobody will send ends when the line does.
+                writable.process.close()
 
         writable.thread = watch.spawn(f"volume-{name}", carry)
 
@@ -184,25 +241,36 @@ def _wait(program: RunningProgram, watch: Watch, children: Mapping[str, int]) ->
     """Wait for the program; stop it when the watch fails, a helper process ends or the platform asks."""
     stop_requested: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stop_requested.append(number))
-    poll = select.poll()
-    poll.register(program.fileno(), select.POLLIN)
-    helpers = {os.pidfd_open(child): name for name, child in children.items()}
-    for descriptor in helpers:
-        poll.register(descriptor, select.POLLIN)
-    while True:
-        ready = {descriptor for descriptor, _ in poll.poll(_POLL_MILLISECONDS)}
-        if program.fileno() in ready:
-            return program.wait(_GRACE_SECONDS)
-        lost = [helpers[descriptor] for descriptor in ready & set(helpers)]
-        if lost:
-            try:
-                # A program that ends takes its mounts with it, and their servers may be seen to end first.
-                return program.wait(_SETTLE_SECONDS)
-            except UnavailableError:
+    with contextlib.ExitStack() as opened:
+        poll = select.poll()
+        poll.register(program.fileno(), select.POLLIN)
+        helpers: dict[int, str] = {}
+        for name, child in children.items():
+            descriptor = os.pidfd_open(child)
+            opened.callback(os.close, descriptor)
+            helpers[descriptor] = name
+            poll.register(descriptor, select.POLLIN)
+        while True:
+            ready = {descriptor for descriptor, _ in poll.poll(_POLL_MILLISECONDS)}
+            if program.fileno() in ready:
+                return program.wait(_GRACE_SECONDS)
+            lost = sorted(helpers[descriptor] for descriptor in ready & set(helpers))
+            if lost and not _settles(program, lost):
                 watch.fail(StateError("shield.helper_ended", f"ended before the program: {', '.join(lost)}"))
-        if watch.failed or stop_requested:
-            status = program.stop(grace=_GRACE_SECONDS)
-            return FAILED_SHIELD if watch.failed else status
+            if watch.failed or stop_requested:
+                status = program.stop(grace=_GRACE_SECONDS)
+                return FAILED_SHIELD if watch.failed else status
+
+
+def _settles(program: RunningProgram, lost: list[str]) -> bool:
+    # A program that ends takes its mounts with it, and their servers may be seen to end first. Nothing else does.
+    if not all(name.startswith("volume ") for name in lost):
+        return False
+    try:
+        program.wait(_SETTLE_SECONDS)
+    except UnavailableError:
+        return False
+    return True
 
 
 def _finish(status: int, mounted: MountedSet, watch: Watch) -> int:

@@ -41,14 +41,14 @@ PushRoot = Callable[[str, int, bytes | None, bytes], None]
 """Moves a volume's root at the manager: volume, sequence, previous tag or None, tag."""
 
 
-def image_roots(directories: Mapping[str, str]) -> dict[str, bytes]:
+def image_roots(directories: Mapping[str, str], *, host: Path = HOST) -> dict[str, bytes]:
     """Compute the root of every image that the operator supplied, for the launch claims.
 
     Raises:
-        ConfigError: `volume.missing` or `volume.path`.
+        ConfigError: `volume.missing`, `volume.path` or `image.not_a_file`.
         UnavailableError: `image.unreadable`.
     """
-    return {name: image_root(_read_manifest(name, host_path(path))) for name, path in directories.items()}
+    return {name: image_root(_read_manifest(name, host_path(path, host=host))) for name, path in directories.items()}
 
 
 def _read_manifest(name: str, directory: Path) -> bytes:
@@ -62,22 +62,33 @@ def _read_manifest(name: str, directory: Path) -> bytes:
     return sealed
 
 
-def host_path(directory: str) -> Path:
-    """Resolve an operator's relative path below `/host`; a link that leads out is refused (FS-08).
+def host_path(directory: str, *, host: Path = HOST) -> Path:
+    """Resolve an operator's relative path below the host directory; a link that leads out is refused (FS-08).
 
     Raises:
         ConfigError: `volume.path` or `volume.missing`.
     """
-    path = HOST / directory
-    if not directory or directory.startswith("/") or ".." in Path(directory).parts:
-        raise ConfigError("volume.path", "a volume's directory lies below the host directory", path=directory[:200])
+    if not directory or directory.startswith("/") or "\0" in directory or ".." in Path(directory).parts:
+        raise _outside(directory)
     try:
-        resolved = path.resolve(strict=True)
-    except OSError as error:
-        raise ConfigError("volume.missing", f"the operator's {directory} is not there") from error
-    if not resolved.is_relative_to(HOST):
-        raise ConfigError("volume.path", "a volume's directory lies below the host directory", path=directory[:200])
+        resolved = (host / directory).resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise ConfigError("volume.missing", f"the operator's {directory[:200]} is not there") from error
+    if not resolved.is_relative_to(host.resolve()):
+        raise _outside(directory)
     return resolved
+
+
+def _writable_path(directory: str, host: Path) -> Path:
+    """Like `host_path`, for a directory that need not be there; its last part must not be a link when opened."""
+    path = Path(directory)
+    if not path.name or ".." in path.parts:
+        raise _outside(directory)
+    return host_path(str(path.parent), host=host) / path.name
+
+
+def _outside(directory: str) -> ConfigError:
+    return ConfigError("volume.path", "a volume's directory lies below the host directory", path=directory[:200])
 
 
 def volume_id(deployment_id: str, study: str, name: str) -> bytes:
@@ -128,12 +139,15 @@ class Writable:
 class MountedSet:
     """All volumes of the service, in the order of the payload."""
 
-    def __init__(self, deployment_id: str, study: str, directories: Mapping[str, str], push: PushRoot) -> None:
+    def __init__(
+        self, deployment_id: str, study: str, directories: Mapping[str, str], push: PushRoot, *, host: Path = HOST
+    ) -> None:
         """Remember where the operator's directories are.
 
         Args:
-            directories: volume name to path below `/host`.
+            directories: volume name to path below the host directory.
         """
+        self.host = host
         self._deployment_id = deployment_id
         self._study = study
         self._directories = directories
@@ -147,9 +161,10 @@ class MountedSet:
         """Open a volume, so that a wrong key, root or history stops the start before the program exists.
 
         Raises:
-            ConfigError: `volume.missing`, `volume.path`.
+            ConfigError: `volume.missing`, `volume.path`, `volume.unusable`, `image.not_a_file`.
             VerificationError: the content does not have the required root, or the key is another.
             FreshnessError: a writable volume was rolled back.
+            UnavailableError: the manager does not take the first root.
         """
         directory = self._directories.get(volume.name)
         if directory is None:
@@ -157,9 +172,14 @@ class MountedSet:
                 "volume.missing", f"the operator supplied no directory for {volume.name}", hint="see the site file"
             )
         if volume.writable:
-            self._add_writable(volume, directory)
+            try:
+                self._add_writable(volume, _writable_path(directory, self.host))
+            except OSError as error:
+                raise ConfigError(
+                    "volume.unusable", f"the directory of {volume.name} cannot be used: {error.strerror}"
+                ) from error
         else:
-            self._add_image(volume, host_path(directory))
+            self._add_image(volume, host_path(directory, host=self.host))
         self.points.append(MountPoint(volume.path, read_only=not volume.writable))
 
     def _add_image(self, volume: MountedVolume, directory: Path) -> None:
@@ -176,15 +196,14 @@ class MountedSet:
 
         self.servers.append(serve)
 
-    def _add_writable(self, volume: MountedVolume, directory: str) -> None:
+    def _add_writable(self, volume: MountedVolume, directory: Path) -> None:
         if volume.key is None:
             raise VerificationError("volume.no_key", f"the manager gave no key for {volume.name}")
         key = volume.key
-        host_path(str(Path(directory).parent))
         identity = volume_id(self._deployment_id, self._study, volume.name)
         head = None if volume.root is None else Root(volume.sequence, bytes.fromhex(volume.root))
         keeper = VolumeKeeper(volume.name, head, self._push)
-        host = HostDirectory(HOST / directory)
+        host = HostDirectory(directory)
         if head is None:
             now = time.time_ns()
             step = create_volume(host.files, key=key, volume_id=identity, mode=_PROGRAM_MODE, now=now)
@@ -194,7 +213,7 @@ class MountedSet:
         def reopen() -> Volume:
             # The server may have replaced the journal, so the files are opened anew.
             host.close()
-            return open_volume(HostDirectory(HOST / directory).files, key=key, volume_id=identity, keeper=keeper)
+            return open_volume(HostDirectory(directory).files, key=key, volume_id=identity, keeper=keeper)
 
         def serve(descriptor: int) -> None:
             process = fork_volume_server(descriptor, opened, policy=CommitPolicy(), owner=(0, 0), keep=host.descriptors)

@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable
 
 from secfl.errors import AuthorizationError, FreshnessError, SecflError, StateError, UnavailableError
-from secfl.protocol.message import Message
-from secfl.protocol.service import MailboxAsk, MailboxReply
+from secfl.protocol.service import MailboxAsk, MailboxReply, PendingChallenge, Progress
 from secfl.shield.enrolment import Enrolment, Transport
 from secfl.shield.network import NetworkShield, identity_of
 from secfl.shield.run_directory import RunDirectory
@@ -27,6 +26,10 @@ _RETRY_SECONDS = 0.5
 _RENEW_FRACTION = 3
 """A lease is renewed after a third of it, so that two attempts may fail."""
 _MINIMUM_PAUSE = 1.0
+_PATIENCE_SECONDS = 30.0
+"""How long the end of the program waits for a manager that does not take the last progress."""
+_MAX_MAILBOX = 16 * 1024 * 1024
+"""Bytes: a roster of some thousand peers."""
 
 Connect = Callable[[], Transport]
 
@@ -42,12 +45,15 @@ class Watch:
         network: NetworkShield,
         run_directory: RunDirectory,
         report: Callable[[dict[str, str]], None],
+        patience: float = _PATIENCE_SECONDS,
     ) -> None:
         """Take the parts.
 
         Args:
             report: is told what the network processes report.
+            patience: seconds that the end waits for the last progress.
         """
+        self._patience = patience
         self._report = report
         self._enrolment = enrolment
         self._connect = connect
@@ -93,11 +99,13 @@ class Watch:
         self._failed.set()
 
     def end(self) -> None:
-        """Ask the threads to end, after the last progress was carried."""
+        """Ask the threads to end, and wait until the last progress was carried or cannot be."""
         self._ended.set()
         for thread in self._threads:
             if thread.name == "secfl-progress":
-                thread.join(timeout=10)
+                thread.join(timeout=self._patience)
+                if thread.is_alive():
+                    self.fail(UnavailableError("shield.progress_lost", "the manager did not take the last progress"))
 
     def _renew(self) -> None:
         transport = self._connect()
@@ -109,7 +117,6 @@ class Watch:
                     raise FreshnessError(
                         "shield.lease_lapsed", "the manager could not be reached until the lease ended"
                     ) from None
-                self._ended.wait(_RETRY_SECONDS)
                 continue
             identity = identity_of(admission.certificates, self._enrolment.tls_key)
             with self._network_lock:
@@ -117,41 +124,55 @@ class Watch:
 
     def _pause(self) -> float:
         left = self._enrolment.admission.lease_until - time.time()
-        return max(_MINIMUM_PAUSE, left * (1 - 1 / _RENEW_FRACTION) if left > 0 else 0)
+        return max(_MINIMUM_PAUSE, left / _RENEW_FRACTION)
 
     def _mailbox(self) -> None:
         transport = self._connect()
         seen = -1
         while not self._ended.is_set():
             try:
-                reply = MailboxReply.decode(self._call(transport, MailboxAsk(seen=max(seen, 0), wait=self._wait(seen))))
+                seen = self._read_mailbox(transport, seen)
             except UnavailableError:
+                # Whether the lease outlives this is for the renewal to say; peers lapse by the last roster.
                 self._ended.wait(_RETRY_SECONDS)
-                continue
-            if reply.policy_hash != self._enrolment.admission.payload.policy_hash:
-                raise AuthorizationError("shield.policy_superseded", "another policy is in force now")
-            if reply.version != seen:
-                seen = reply.version
-                self._run_directory.write_peers(reply.roster)
-                with self._network_lock:
-                    self._network.update_peers(reply.roster)
-            for challenge in reply.challenges:
-                self._enrolment.call(transport, "service/answer", self._enrolment.answer(challenge))
 
-    @staticmethod
-    def _wait(seen: int) -> int:
-        return 0 if seen < 0 else _MAILBOX_SECONDS
+    def _read_mailbox(self, transport: Transport, seen: int) -> int:
+        ask = MailboxAsk(seen=max(seen, 0), wait=0 if seen < 0 else _MAILBOX_SECONDS)
+        reply = MailboxReply.decode(self._enrolment.call(transport, "service/mailbox", ask), max_bytes=_MAX_MAILBOX)
+        if reply.policy_hash != self._enrolment.admission.payload.policy_hash:
+            raise AuthorizationError("shield.policy_superseded", "another policy is in force now")
+        if reply.version != seen:
+            self._run_directory.write_peers(reply.roster)
+            with self._network_lock:
+                self._network.update_peers(reply.roster)
+        for challenge in reply.challenges:
+            self._answer(transport, challenge)
+        return reply.version
 
-    def _call(self, transport: Transport, message: Message) -> bytes:
-        return self._enrolment.call(transport, "service/mailbox", message)
+    def _answer(self, transport: Transport, challenge: PendingChallenge) -> None:
+        try:
+            self._enrolment.call(transport, "service/answer", self._enrolment.answer(challenge))
+        except StateError as error:
+            if error.code not in ("challenge.unknown", "challenge.answered"):
+                raise
+            # It expired meanwhile. A party that asks and goes away must not be able to end the training.
+            self._report({"event": "challenge", "code": error.code})
 
     def _progress(self) -> None:
         transport = self._connect()
+        waiting: list[Progress] = []
         while True:
             last = self._ended.wait(_PROGRESS_SECONDS)
             for event in self._network.events():
                 self._report(event)
-            for line in self._run_directory.new_progress():
-                self._enrolment.call(transport, "service/progress", line)
-            if last:
-                return
+            if not waiting:
+                waiting = self._run_directory.new_progress()
+                if last and not waiting:
+                    return
+            try:
+                while waiting:
+                    self._enrolment.call(transport, "service/progress", waiting[0])
+                    del waiting[0]
+            except UnavailableError:
+                # A manager that restarts must not end the training (SV-16); the lease bounds how long it may take.
+                time.sleep(_RETRY_SECONDS)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from secfl.crypto import strict_json
-from secfl.errors import ConfigError, EngineError
+from secfl.errors import ConfigError, EngineError, SecflError
 
 __all__ = ["Site", "SiteStepError", "Sites"]
 
@@ -100,9 +100,12 @@ class Site:
             if os.environ.get("SECFL_TRACEBACK"):
                 traceback.print_exc()
             status = 1
-        with os.fdopen(writer, "wb") as pipe:
-            pipe.write(strict_json.encode(answer))
-        os._exit(status)
+        try:
+            with os.fdopen(writer, "wb") as pipe:
+                pipe.write(_encoded(answer))
+        finally:
+            # Whatever happens, the copy of the parent's program ends here.
+            os._exit(status)
 
     def stream(self, function: Callable[[Callable[[Any], None]], None]) -> Iterator[Any]:
         """Run a function as this site; yield each JSON-able value that it emits, until it ends.
@@ -121,6 +124,7 @@ class Site:
 
                 self._child(writer, function, (emit,))
         os.close(writer)
+        ended = False
         try:
             with os.fdopen(reader, "rb") as lines:
                 for line in lines:
@@ -131,6 +135,9 @@ class Site:
                         )
                     if "emitted" in answer:
                         yield answer["emitted"]
+                    ended = "value" in answer
+            if not ended:
+                raise SiteStepError("site.step_failed", f"{self.name}: the step ended without an answer")
         finally:
             _end(pid, at_once=True)
 
@@ -278,6 +285,13 @@ class Sites:
             raise ConfigError("sites.network", f"iproute2 cannot set up a network: {error}") from error
         finally:
             os.close(descriptor)
+
+
+def _encoded(answer: Any) -> bytes:
+    try:
+        return strict_json.encode(answer)
+    except SecflError as error:
+        return strict_json.encode({"error": str(error), "code": error.code})
 
 
 def _end(pid: int, *, at_once: bool = False) -> None:

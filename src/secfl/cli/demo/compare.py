@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from secfl.crypto.transcript import digest256
 from secfl.federation.flower.launch import Scalar
 from secfl.federation.flower.plain import Round, run_plain
 
@@ -44,13 +44,12 @@ def plain_rounds(
 
 def model_digest(file: Path) -> str:
     """Hash names, types, shapes and bytes of all arrays; the container's own time stamps do not count."""
-    digest = hashlib.sha256()
+    fields: list[bytes] = []
     with np.load(file, allow_pickle=False) as arrays:
         for name in sorted(arrays.files):
             array = np.ascontiguousarray(arrays[name])
-            digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-            digest.update(array.tobytes())
-    return digest.hexdigest()
+            fields += [name.encode(), array.dtype.str.encode(), repr(array.shape).encode(), array.tobytes()]
+    return digest256("model", *fields).hex()
 
 
 def join_rounds(confidential: Rounds, plain: Rounds) -> tuple[Sequence[dict[str, Any]], bool]:
@@ -59,4 +58,9 @@ def join_rounds(confidential: Rounds, plain: Rounds) -> tuple[Sequence[dict[str,
         {"round": number, "confidential": confidential.get(number, {}), "plain": plain.get(number, {})}
         for number in sorted(set(confidential) | set(plain))
     ]
-    return rows, bool(rows) and confidential == plain
+    return rows, bool(rows) and _bits(confidential) == _bits(plain)
+
+
+def _bits(rounds: Rounds) -> dict[int, dict[str, str]]:
+    # Compared as numbers, 0.0 and -0.0 would be the same and a value that is not a number never.
+    return {number: {name: value.hex() for name, value in row.items()} for number, row in rounds.items()}

@@ -23,7 +23,7 @@ def peak_memory() -> list[tuple[str, float]]:
     for pid in _descendants(os.getpid()):
         try:
             arguments = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            status = Path(f"/proc/{pid}/status").read_text()
+            status = Path(f"/proc/{pid}/status").read_text(errors="replace")
         except OSError:
             continue
         peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")), None)
@@ -38,7 +38,7 @@ def _descendants(root: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                parent = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
             except OSError:
                 continue
             children.setdefault(parent, []).append(int(entry.name))
