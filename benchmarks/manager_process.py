@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,23 +20,19 @@ from typing import Self
 from benchmarks.machine import children_of, on_cores
 from secfl.crypto import strict_json
 from secfl.crypto.encoding import to_base64url
+from secfl.errors import EngineError
 from secfl.linux.https_client import HttpsClient
 from secfl.manager.config import LaunchConfig
 from secfl.manager.run import STORE_FILE
+from secfl.manager.sealed_store import SealedStore
 from secfl.manager.store import SqliteStore
 from secfl.tee.bundle import TrustBundle
 from secfl.testing.deployment import Deployment
 from secfl.testing.enclaves import KIND, MANAGER_MEASUREMENT, MachineAttester
 
-__all__ = ["ManagerProcess", "new_deployment"]
+__all__ = ["ManagerProcess"]
 
 _PLATFORM_FD, _CONFIG_FD = 3, 4
-
-
-def new_deployment(directory: Path, names: tuple[str, ...], sites: tuple[str, ...]) -> tuple[Deployment, SqliteStore]:
-    """Found a deployment in a store on disk; the store is closed before the process starts."""
-    store = SqliteStore(directory / STORE_FILE)
-    return Deployment(*names, sites=sites, store=store, now=int(time.time())), store
 
 
 class ManagerProcess:
@@ -49,6 +44,7 @@ class ManagerProcess:
         Args:
             cores: the processors that it may run on; all of ours when there are none.
         """
+        _write_store(deployment, directory / STORE_FILE)
         self._attester = MachineAttester(deployment.machines["manager"], MANAGER_MEASUREMENT)
         self._platform, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         threading.Thread(target=self._answer, daemon=True).start()
@@ -64,6 +60,8 @@ class ManagerProcess:
         )
         self.pid, line = _spawn(config.encode(), child, cores)
         child.close()
+        if "ready" not in line:
+            raise EngineError("benchmark.no_manager", f"the manager did not start: {line}")
         self.address = str(line["ready"])
         self._pin = hashlib.sha256(deployment.manager.state.identity.public.certificate).digest()
 
@@ -96,6 +94,12 @@ class ManagerProcess:
             else:
                 answer = {"quote": to_base64url(self._attester.collect(bytes.fromhex(request["report_data"])).blob)}
             self._platform.send(strict_json.encode(answer))
+
+
+def _write_store(deployment: Deployment, path: Path) -> None:
+    file = SqliteStore(path)
+    SealedStore(file, deployment.sealer).create(deployment.store.meta(), list(deployment.store.rows()))
+    file.close()
 
 
 def _spawn(config: bytes, platform: socket.socket, cores: Sequence[int]) -> tuple[int, dict[str, object]]:

@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,7 +23,7 @@ import yaml
 
 from benchmarks import ROOT
 from benchmarks.machine import drop_cached
-from benchmarks.manager_process import ManagerProcess, new_deployment
+from benchmarks.manager_process import ManagerProcess
 from benchmarks.result import Result, Table, median
 from secfl.cli.enclaves import Entry, entry_of
 from secfl.crypto.aead import random_key
@@ -100,12 +100,12 @@ def _stage(base: Path) -> Iterator[_Stage]:
     (source / "records.csv").write_text("1,2,3\n")
     key = random_key()
     root = pack_image(source, host / "cohort", mode=Mode.ENCRYPTED, key=key).root
-    deployment, store = new_deployment(state, ("owner",), ("hub",))
+    deployment = Deployment("owner", sites=("hub",), now=int(time.time()))
     policy_hash = _agree(deployment, entry, root, key)
-    store.close()
     user = _USER if os.geteuid() == 0 else None
-    for path in (host, *host.rglob("*")) if user else ():
-        os.chown(path, user, user)
+    if user is not None:
+        for path in (host, *host.rglob("*")):
+            os.chown(path, user, user)
     socket = base / "platform.sock"
     with ManagerProcess(deployment, state) as manager, _platform(base, deployment, socket, user):
         config = LaunchConfig(
@@ -184,7 +184,7 @@ def _agree(deployment: Deployment, entry: Entry, root: bytes, key: bytes) -> str
     return study_hash
 
 
-def _yaml(document: dict[str, object]) -> bytes:
+def _yaml(document: Mapping[str, object]) -> bytes:
     class Dumper(yaml.SafeDumper):
         def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - the base's signature
             return True
@@ -214,7 +214,17 @@ def _start(stage: _Stage, *, cold: bool) -> list[float]:
     attested, opened, running = (events[name][0] for name in ("attested", "opened", "launched"))
     # The shield's own clock starts when its imports are done.
     imported = attested - events["attested"][1]
-    marks = [started, started + measured, launched, launched + python, imported, attested, opened, running, lines[_LINE]]
+    marks = [
+        started,
+        started + measured,
+        launched,
+        launched + python,
+        imported,
+        attested,
+        opened,
+        running,
+        lines[_LINE],
+    ]
     return [later - earlier for earlier, later in pairwise(marks)]
 
 
@@ -235,7 +245,7 @@ def _measure_image(image: Path) -> float:
 
 
 def _launch(stage: _Stage, command: EnclaveCommand) -> tuple[float, float, dict[str, float]]:
-    """Launch an enclave to its end; gives when it was asked for and executed, and when each line of its console came."""
+    """Launch an enclave to its end; gives when it was asked for and executed, and when each line came."""
     reader, writer = os.pipe()
     started = time.monotonic()
     try:

@@ -100,7 +100,9 @@ def _measure(base: Path, size: int, repetitions: int) -> tuple[dict[str, _Times]
         image = base / mode.name.lower()
         root = pack_image(source, image, mode=mode, key=key).root
         mount = lambda: _sealed(image, base / "top", root, key)  # noqa: B023, E731 - called within this turn
-        found[f"sealed image, {mode.name.lower()}"] = _readings(mount, [image / "data", image / "manifest"], repetitions)
+        found[f"sealed image, {mode.name.lower()}"] = _readings(
+            mount, [image / "data", image / "manifest"], repetitions
+        )
         shutil.rmtree(image)
     try:
         found[_PEER] = _gocryptfs(base, source, repetitions)

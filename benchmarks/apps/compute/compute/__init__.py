@@ -1,0 +1,1 @@
+"""A federation that computes a fixed amount each round and learns nothing."""
