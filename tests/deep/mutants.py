@@ -163,18 +163,23 @@ def _words(tree: ast.Module) -> set[int]:
     return skip
 
 
-def mutants(source: str) -> Iterator[Mutant]:
-    """All mutants of a module, in a fixed order."""
+def mutants(source: str, seed: str, first: int, count: int) -> Iterator[Mutant]:
+    """Mutants `first` to `first + count` of all that the module has, in an order that the seed fixes."""
     original = ast.parse(source)
     skip = _words(original)
-    places = [index for index, node in enumerate(ast.walk(original)) if id(node) not in skip]
-    for index in places:
-        for edit in EDITS:
-            tree = copy.deepcopy(original)
-            node = list(ast.walk(tree))[index]
-            what = edit(node)
-            if what is not None:
-                yield Mutant(getattr(node, "lineno", 0), what, ast.fix_missing_locations(tree))
+    places = [
+        (index, edit)
+        for index, node in enumerate(ast.walk(original))
+        if id(node) not in skip
+        for edit in EDITS
+        if edit(copy.deepcopy(node)) is not None
+    ]
+    random.Random(seed).shuffle(places)
+    for index, edit in places[first : first + count]:
+        tree = copy.deepcopy(original)
+        node = list(ast.walk(tree))[index]
+        what = edit(node) or ""
+        yield Mutant(getattr(node, "lineno", 0), what, ast.fix_missing_locations(tree))
 
 
 class _Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -236,9 +241,7 @@ def main() -> int:
     _warm()
     if not _survives(options.part, path, None, tests):
         return report(0, ["the tests fail without any change"])
-    chosen = list(mutants(path.read_text()))
-    random.Random(options.seed).shuffle(chosen)
-    chosen = chosen[options.first : options.first + options.count]
+    chosen = list(mutants(path.read_text(), options.seed, options.first, options.count))
     survivors = [f"{path.name}:{m.line} {m.what}" for m in chosen if _survives(options.part, path, m, tests)]
     if survivors:
         options.failures.mkdir(parents=True, exist_ok=True)

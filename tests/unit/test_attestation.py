@@ -125,6 +125,8 @@ def test_old_collateral_and_debug_are_refused_at_appraisal_as_well() -> None:
         with pytest.raises(AppraisalError) as caught:
             appraise(claims, TDX.reference(), now, statement=TDX.good.claims)
         assert caught.value.code == rule
+    last = verified.collateral_expires
+    assert appraise(verified, TDX.reference(), last, statement=TDX.good.claims).verified is verified
 
 
 def test_an_open_advisory_of_an_up_to_date_platform_must_be_named() -> None:
