@@ -41,7 +41,7 @@ def checkout(target: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(320)
 def test_the_page_by_hand_does_what_it_says(tmp_path: Path) -> None:
     """Every command of the page ends as written, in order, and its last one leaves no process, mount or socket."""
     if not (ROOT / "build/image/reference.json").exists():
@@ -57,7 +57,7 @@ def test_the_page_by_hand_does_what_it_says(tmp_path: Path) -> None:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            timeout=200,
+            timeout=280,
             check=False,
         ).returncode
         text = log.read_text()

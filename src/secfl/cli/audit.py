@@ -65,7 +65,7 @@ def verify(
     pin_file: Annotated[Path | None, typer.Option("--pin", help="a pinned manager that you got from a party")] = None,
     json: Json = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
-    """Check a bundle offline: chain, signatures, votes, evidence, releases. Exit code 0 only when all of it holds."""
+    """Check a bundle offline: chain, signatures, votes, evidence, releases. Exit code 0 if all holds, else 20 to 28."""
     path = pin_file or (PartyHome(home).pin_path if home is not None else None)
     if path is None:
         raise ConfigError("audit.no_pin", "say whose log this should be", hint="--home DIR or --pin FILE")

@@ -1,7 +1,8 @@
 """The command line: one file a command, loaded when it is called.
 
-Exit codes follow the class of error (`docs/errors.md`): 0 is success, 2 wrong usage, 10 to 18 an error of the tree, 1
-anything else. Only this module exits.
+Exit codes follow the class of error (`docs/errors.md`): 0 is success, 2 wrong usage, 10 to 18 an error of the tree, 20
+to 28 a bundle that does not hold (`docs/manager.md`), 1 anything else. `secfl run` ends with the program's own status,
+or with 125 when it was not started. Only this module exits.
 """
 
 from __future__ import annotations
