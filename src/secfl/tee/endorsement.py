@@ -11,6 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from cryptography import x509
@@ -33,6 +34,7 @@ __all__ = ["PCK_CA_ROLES", "Endorsements", "PemChain", "check_collateral", "comm
 PCK_CA_ROLES = ("SGX PCK Platform CA", "SGX PCK Processor CA")
 _TCB_ROLES = ("SGX TCB Signing",)
 _COMPONENTS = 16
+_KNOWN_CHAINS = 64
 _MAX_LEVELS = 256
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
 _FMSPC = re.compile(r"[0-9A-Fa-f]{12}\Z")
@@ -78,14 +80,20 @@ class PemChain:
         Raises:
             EncodingError: `chain.malformed`.
         """
-        try:
-            certificates = tuple(touch(certificate) for certificate in x509.load_pem_x509_certificates(text))
-        except PARSE_ERRORS as error:
-            raise EncodingError("chain.malformed", "not a PEM certificate chain") from error
-        canonical = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
-        if len(certificates) != length or text.rstrip(b"\n") != canonical.rstrip(b"\n"):
-            raise EncodingError("chain.malformed", "not exactly the expected certificates", expected=length)
-        return cls(certificates)
+        return cls(_read_chain(text, length))
+
+
+@lru_cache(maxsize=_KNOWN_CHAINS)
+def _read_chain(text: bytes, length: int) -> tuple[x509.Certificate, ...]:
+    # A machine shows the same chain in every quote; nothing but its bytes decides, and refusals are not kept.
+    try:
+        certificates = tuple(touch(certificate) for certificate in x509.load_pem_x509_certificates(text))
+    except PARSE_ERRORS as error:
+        raise EncodingError("chain.malformed", "not a PEM certificate chain") from error
+    canonical = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+    if len(certificates) != length or text.rstrip(b"\n") != canonical.rstrip(b"\n"):
+        raise EncodingError("chain.malformed", "not exactly the expected certificates", expected=length)
+    return certificates
 
 
 def common_name(certificate: x509.Certificate) -> str:
