@@ -88,11 +88,13 @@ class RunDirectory:
             if isinstance(error, FileNotFoundError) and self._offset == 0:
                 return []
             raise EncodingError("progress.malformed", "the progress file cannot be opened") from error
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
+        try:
             state = os.fstat(descriptor)
             if not stat.S_ISREG(state.st_mode) or not self._offset <= state.st_size <= _MAX_PROGRESS:
                 raise EncodingError("progress.malformed", "the progress file is not a regular file, too large or cut")
-            data = os.pread(file.fileno(), _MAX_READ, self._offset)
+            data = os.pread(descriptor, _MAX_READ, self._offset)
+        finally:
+            os.close(descriptor)
         end = data.rfind(b"\n") + 1
         lines = data[:end].split(b"\n")[:-1]
         if any(len(line) > _MAX_LINE for line in lines) or len(data) - end > _MAX_LINE:

@@ -82,7 +82,7 @@ def host_path(directory: str, *, host: Path = HOST) -> Path:
 def _writable_path(directory: str, host: Path) -> Path:
     """Like `host_path`, for a directory that need not be there; its last part must not be a link when opened."""
     path = Path(directory)
-    if not path.name or ".." in path.parts:
+    if not path.name or "\0" in directory or ".." in path.parts:
         raise _outside(directory)
     return host_path(str(path.parent), host=host) / path.name
 
@@ -204,11 +204,15 @@ class MountedSet:
         head = None if volume.root is None else Root(volume.sequence, bytes.fromhex(volume.root))
         keeper = VolumeKeeper(volume.name, head, self._push)
         host = HostDirectory(directory)
-        if head is None:
-            now = time.time_ns()
-            step = create_volume(host.files, key=key, volume_id=identity, mode=_PROGRAM_MODE, now=now)
-            keeper.push(*step)
-        opened = open_volume(host.files, key=key, volume_id=identity, keeper=keeper)
+        try:
+            if head is None:
+                now = time.time_ns()
+                step = create_volume(host.files, key=key, volume_id=identity, mode=_PROGRAM_MODE, now=now)
+                keeper.push(*step)
+            opened = open_volume(host.files, key=key, volume_id=identity, keeper=keeper)
+        except BaseException:
+            host.close()
+            raise
 
         def reopen() -> Volume:
             # The server may have replaced the journal, so the files are opened anew.
