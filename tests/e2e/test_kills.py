@@ -6,13 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from federation_world import AGGREGATOR, OWNER, SITES, running, small_federation
 from process_world import processes_below
-from secfl.cli.harness import Harness, Service
+from secfl.cli.harness import MANAGER, Harness, Service
 from secfl.errors import UnavailableError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -116,6 +117,24 @@ def test_kill_9_of_a_platform_ends_all_that_runs_on_it(harness: Harness) -> None
     client = harness.services[f"trainer-{WAITING}"].client
     soon(lambda: _answers(client.list))
     again(harness, f"trainer-{WAITING}", WAITING)
+
+
+def test_kill_9_of_the_manager_loses_nothing_that_was_agreed(harness: Harness) -> None:
+    """Started again on its platform it is the manager that the parties pinned, and running services go on with it."""
+    assert harness.manager is not None
+    (platform,) = harness.sites[MANAGER].children
+    before = live(harness)
+    for process in processes_below(platform, "secfl.manager"):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    assert harness.manager.wait(timeout=15) != 0
+    soon(lambda: not enclave_processes(harness, MANAGER))
+    harness.start_manager()
+    for name in harness.party_names:
+        harness.attest_manager(name)
+    assert live(harness) == before
+    (row,) = harness.parties[OTHER].attest(harness.policy, [f"trainer-{WAITING}"])
+    assert "refused" not in row, row
 
 
 def _alive(pid: int) -> bool:
