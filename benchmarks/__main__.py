@@ -21,7 +21,8 @@ _INTRODUCTION = """# Benchmarks
 
 Written by `python -m benchmarks --write`; do not edit. `make bench` shows the same on the terminal. Every figure stands
 beside a baseline from the same run; compare ratios, since absolute times are this machine's. Evidence comes from the
-simulated platform: the verification is that of real quotes, but making one on hardware takes longer than here.
+simulated platform: the verification is that of real quotes, but making one on hardware takes longer than here. The last
+line of each section says when, from which commit, by which command and beside how much other load it was measured.
 """
 
 
@@ -33,33 +34,41 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     arguments = parser.parse_args()
     console = Console(width=max(120, Console().width))
-    sections, good = [], True
+    sections, good = {}, True
     for name in arguments.names or NAMES:
         before, started = load(), time.monotonic()
         result: Result = importlib.import_module(f"benchmarks.{name}").run(quick=arguments.quick)
-        took = time.monotonic() - started
-        result.remarks.append(f"Load average before {before}, after {load()}; the benchmark took {took:.0f} s.")
+        result.remarks.append(_conditions(name, before, time.monotonic() - started, quick=arguments.quick))
         result.show(console)
-        sections.append(result.markdown())
+        sections[name] = result.markdown()
         good &= all(goal.met for goal in result.goals)
     if arguments.write:
-        PAGE.write_text("\n".join([_INTRODUCTION, _conditions(), *sections]), encoding="utf-8")
+        _write(sections)
         console.print(f"written: {PAGE}")
     return 0 if good else 1
 
 
-def _conditions() -> str:
+def _conditions(name: str, before: str, seconds: float, *, quick: bool) -> str:
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    changed = " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    changed = " with changes" if git("status", "--porcelain", "--untracked-files=no", "--", "src") else ""
     return (
-        f"- Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n"
-        f"- Commit: `{git('rev-parse', '--short', 'HEAD') or 'none'}`{changed}\n"
-        f"- Machine: {describe()}\n"
-        f"- Command: `python -m benchmarks {' '.join(sys.argv[1:])}`\n"
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {git('rev-parse', '--short', 'HEAD') or 'none'}{changed}, "
+        f"`python -m benchmarks {name}{' --quick' if quick else ''}`, {seconds:.0f} s; "
+        f"load average before {before}, after {load()}."
     )
+
+
+def _write(sections: dict[str, str]) -> None:
+    """Replace the sections that were measured; the others keep their figures and their conditions."""
+    if PAGE.exists():
+        for part in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
+            name = part.partition("\n")[0]
+            sections.setdefault(name, f"## {part.strip()}\n")
+    ordered = [sections[name] for name in NAMES if name in sections]
+    PAGE.write_text("\n".join([_INTRODUCTION, f"Machine: {describe()}.\n", *ordered]), encoding="utf-8")
 
 
 if __name__ == "__main__":

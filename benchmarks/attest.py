@@ -26,7 +26,7 @@ from secfl.testing.enclaves import KIND, Workload
 
 __all__ = ["run"]
 
-_CLIENTS = 4
+_CLIENTS = 8
 _KEPT_GOAL, _FRESH_GOAL = 0.15, 0.06
 
 
