@@ -15,6 +15,7 @@ from secfl.party.home import PartyHome, read_file
 from secfl.party.peers import PeerVerifier
 from secfl.party.session import ManagerSession
 from secfl.party.trust import TrustStore
+from secfl.policy.version import PolicyVersion
 
 __all__ = ["app"]
 
@@ -33,9 +34,14 @@ def attest(
     study, slash, service = target.partition("/")
     if not slash or not service:
         raise ConfigError("attest.target", f"{target} is not STUDY/SERVICE", hint="for example heart/aggregator")
+    policy_bytes = read_file(policy)
+    named = PolicyVersion.read(policy_bytes).policy.name
+    if named != study:
+        # Otherwise the verdict on one study would be shown under the name of another.
+        raise ConfigError("attest.target", f"{policy} is the policy of {named}, not of {study}")
     party = PartyHome(home)
     session = ManagerSession(party)
-    verifier = PeerVerifier(session, TrustStore.load(party.collateral_path), read_file(policy))
+    verifier = PeerVerifier(session, TrustStore.load(party.collateral_path), policy_bytes)
     found = until_ready(lambda: verifier.attest(service), wait)
     verified = found.appraised.verified
     if json:
