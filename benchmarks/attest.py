@@ -73,7 +73,7 @@ def run(*, quick: bool) -> Result:
 
 def _report(alone: dict[bool, _Load], crowd: dict[bool, _Load], limit: _Load) -> Result:
     names = {False: "kept connection", True: "fresh TLS handshake"}
-    result = Result("attest", (__doc__ or "").replace("\n", " "))
+    result = Result("attest", __doc__ or "")
     columns = (
         "",
         "p50 ms",

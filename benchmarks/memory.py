@@ -50,7 +50,7 @@ def run(*, quick: bool) -> Result:
             follow(harness, sample)
     rows = [_row(kind, uses) for kind, uses in sorted(found.items())]
     rows.append(_row("all", [use for uses in found.values() for use in uses]))
-    result = Result("memory", (__doc__ or "").replace("\n", " "))
+    result = Result("memory", __doc__ or "")
     columns = ("process", "number", "largest peak MiB", "largest PSS MiB", "sum of PSS MiB", "sum of private MiB")
     result.tables.append(Table(f"heart, {len(study.records)} sites on one machine, round {rounds // 2}", columns, rows))
     result.remarks.append(

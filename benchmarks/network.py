@@ -24,7 +24,7 @@ _CASES = ((200, 2000), (5 * 1024 * 1024, 30))
 
 def run(*, quick: bool) -> Result:
     """Send requests of two sizes both ways, one after the other."""
-    result = Result("network", (__doc__ or "").replace("\n", " "))
+    result = Result("network", __doc__ or "")
     rows = asyncio.run(_measure(10 if quick else 1))
     result.tables.append(Table("one request", ("", "CPU ms", "wall ms", "CPU / direct", "wall / direct"), rows))
     return result

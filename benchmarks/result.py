@@ -67,6 +67,10 @@ class Result:
     goals: list[Goal] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Take the line breaks out of a docstring."""
+        self.about = " ".join(self.about.split())
+
     def show(self, console: Console) -> None:
         """Print for people."""
         console.rule(f"[bold]{self.name}")

@@ -26,7 +26,7 @@ _Layout = Callable[[Study, Path], list[float]]
 
 def run(*, quick: bool) -> Result:
     """Run both studies in their layouts, one after the other."""
-    result = Result("rounds", (__doc__ or "").replace("\n", " "))
+    result = Result("rounds", __doc__ or "")
     rounds = 3 if quick else 8
     with TemporaryDirectory(prefix="secfl-bench-") as place:
         base = Path(place)

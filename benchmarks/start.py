@@ -74,7 +74,7 @@ def run(*, quick: bool) -> Result:
         _start(stage, cold=False)
         warm = [_start(stage, cold=False) for _ in range(repetitions)]
         cold = [_start(stage, cold=True) for _ in range(repetitions)]
-    result = Result("start", (__doc__ or "").replace("\n", " "))
+    result = Result("start", __doc__ or "")
     rows = []
     for name, *series in zip((*_PHASES, "all"), *(_medians(found) for found in (cold, warm)), strict=True):
         rows.append((name, *(f"{seconds * 1e3:.0f}" for seconds in series)))

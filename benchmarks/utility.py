@@ -40,7 +40,7 @@ def run(*, quick: bool) -> Result:
         values = [each[column] for each in found]
         shown = (statistics.mean(values), statistics.stdev(values), min(values), max(values))
         rows.append((name, *(f"{value:.4f}" for value in shown)))
-    result = Result("utility", (__doc__ or "").replace("\n", " "))
+    result = Result("utility", __doc__ or "")
     title = f"{len(found)} seeds, {_ROUNDS} rounds, all held-back records pooled"
     result.tables.append(Table(title, ("", "mean", "deviation", "least", "most"), rows))
     mean = statistics.mean(each["auc"] for each in found)

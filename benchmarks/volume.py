@@ -59,7 +59,7 @@ def run(*, quick: bool) -> Result:
 
 
 def _report(measured: dict[str, _Times], remarks: list[str], size: int, repetitions: int) -> Result:
-    result = Result("volume", (__doc__ or "").replace("\n", " "))
+    result = Result("volume", __doc__ or "")
     speed = {name: {kind: size / 2**20 / median(times[kind]) for kind in times} for name, times in measured.items()}
     rows = []
     for name, found in speed.items():
