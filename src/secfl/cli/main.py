@@ -62,20 +62,26 @@ def _root() -> None:
 def main() -> None:
     """Run a command and end with the exit code of its verdict."""
     try:
-        status = _root(standalone_mode=False)
+        status = _run()
         # Here, where a closed pipe still becomes an exit code.
         sys.stdout.flush()
-    except SecflError as error:
-        show_error(error, as_json="--json" in sys.argv)
-        sys.exit(error.exit_code)
-    except click.exceptions.Abort:
-        note.print("interrupted")
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
     except BrokenPipeError:
         # A closed pipe must not look like success (SV-15); what is left in the buffer goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    sys.exit(status if isinstance(status, int) else 0)
+        status = 1
+    sys.exit(status)
+
+
+def _run() -> int:
+    try:
+        status = _root(standalone_mode=False)
+    except SecflError as error:
+        show_error(error, as_json="--json" in sys.argv)
+        return error.exit_code
+    except click.exceptions.Abort:
+        note.print("interrupted")
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    return status if isinstance(status, int) else 0
