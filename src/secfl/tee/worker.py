@@ -34,6 +34,7 @@ _TIMEOUT_SECONDS: Final = 10.0
 _QUEUE_SECONDS: Final = 10.0
 """Longest wait for a free worker."""
 _MEMORY_BYTES: Final = 512 * 1024 * 1024
+_LENGTH_BYTES: Final = 4
 _MAX_FRAME: Final = 8 * 1024 * 1024
 _CLASSES: Final[dict[str, type[SecflError]]] = {
     "encoding": EncodingError,
@@ -117,6 +118,9 @@ class _Worker:
             env={"LANG": "C.UTF-8"},
             bufsize=0,
         )
+        if self._process.stdin is not None:
+            # Writing must not outlast the deadline when the worker does not read.
+            os.set_blocking(self._process.stdin.fileno(), False)
 
     @property
     def alive(self) -> bool:
@@ -131,11 +135,8 @@ class _Worker:
         if stdin is None or stdout is None:
             raise UnavailableError("verifier.crashed", "the verifier process has no pipes")
         try:
-            _write_all(stdin.fileno(), _frame(request), deadline)
-            size = int.from_bytes(_read_exactly(stdout.fileno(), 4, deadline), "big")
-            if size > _MAX_FRAME:
-                raise UnavailableError("verifier.crashed", "the verifier process answered out of form")
-            return _read_exactly(stdout.fileno(), size, deadline)
+            _write_frame(stdin.fileno(), request, deadline)
+            return _read_frame(stdout.fileno(), deadline)
         except (BrokenPipeError, EOFError):
             raise UnavailableError("verifier.crashed", "the verifier process ended", hint="try again") from None
 
@@ -154,10 +155,10 @@ def main() -> None:
     server = _Server()
     while True:
         try:
-            size = int.from_bytes(_read_exactly(0, 4, None), "big")
+            request = _read_frame(0, None)
         except EOFError:
             return
-        _write_all(1, _frame(server.answer(_read_exactly(0, size, None))), None)
+        _write_frame(1, server.answer(request), None)
 
 
 def _trust_record(collateral: Collateral, anchor: TrustAnchor) -> dict[str, str]:
@@ -208,28 +209,29 @@ def _answer(data: bytes) -> VerifiedEvidence:
     raise cls(code, message, hint=hint, **details)
 
 
-def _frame(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
-
-
-def _read_exactly(descriptor: int, size: int, deadline: float | None) -> bytes:
-    parts: list[bytes] = []
-    while size:
+def _read_frame(descriptor: int, deadline: float | None) -> bytes:
+    # One side speaks at a time, so whatever follows the frame is out of form.
+    data, end = bytearray(), _LENGTH_BYTES
+    while len(data) < end:
         _wait(descriptor, deadline, writing=False)
-        part = os.read(descriptor, min(size, 1 << 16))
+        part = os.read(descriptor, 1 << 16)
         if not part:
             raise EOFError
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+        data += part
+        if len(data) >= _LENGTH_BYTES:
+            end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "big")
+        if end > _MAX_FRAME or len(data) > end:
+            raise UnavailableError("verifier.crashed", "the verifier process answered out of form")
+    return bytes(data[_LENGTH_BYTES:])
 
 
-def _write_all(descriptor: int, data: bytes, deadline: float | None) -> None:
-    view = memoryview(data)
+def _write_frame(descriptor: int, data: bytes, deadline: float | None) -> None:
+    view = memoryview(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
     while view:
-        _wait(descriptor, deadline, writing=True)
-        # A pipe that is ready takes at least this much without blocking (POSIX PIPE_BUF).
-        view = view[os.write(descriptor, view[: select.PIPE_BUF]) :]
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:
+            _wait(descriptor, deadline, writing=True)
 
 
 def _wait(descriptor: int, deadline: float | None, *, writing: bool) -> None:
