@@ -7,12 +7,13 @@ starts. Standard output carries one JSON line for each phase, for the operator; 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from secfl.errors import SecflError, StateError
 from secfl.linux.syscalls import set_dumpable
 from secfl.shield.config import MAX_CONFIG, LaunchConfig
-from secfl.shield.service import Phases, run_service
+from secfl.shield.service import Phases, refuse_start, run_service
 from secfl.tee.platform_socket import PlatformSocketAttester
 
 __all__ = ["main"]
@@ -28,6 +29,7 @@ def main() -> int:
     set_dumpable(allowed=False)
     phases = Phases(sys.stdout)
     try:
+        signal.signal(signal.SIGTERM, refuse_start)
         with os.fdopen(_CONFIG_FD, "rb") as file:
             config = LaunchConfig.decode(file.read(MAX_CONFIG + 1), max_bytes=MAX_CONFIG)
         return run_service(config, PlatformSocketAttester(_PLATFORM_FD), phases)

@@ -42,7 +42,7 @@ from secfl.shield.volumes import MountedSet, Writable, image_roots
 from secfl.shield.watch import Watch
 from secfl.tee.attester import Attester
 
-__all__ = ["Phases", "run_service"]
+__all__ = ["Phases", "refuse_start", "run_service"]
 
 NOT_SEALED = 121
 """Exit status when the program ended well but its last state was not made durable or not released."""
@@ -90,7 +90,6 @@ def run_service(config: LaunchConfig, attester: Attester, phases: Phases) -> int
     Raises:
         SecflError: it was not started.
     """
-    signal.signal(signal.SIGTERM, _refuse_start)
     certificate = unverified_certificate(config.manager)
 
     def connect() -> HttpsClient:
@@ -128,8 +127,12 @@ def run_service(config: LaunchConfig, attester: Attester, phases: Phases) -> int
     return FAILED_SHIELD
 
 
-def _refuse_start(_number: int, _frame: object) -> None:
-    # The first process of a namespace ignores a signal without a handler.
+def refuse_start(_number: int, _frame: object) -> None:
+    """Handle SIGTERM until the program runs: the first process of a namespace ignores what it has no handler for.
+
+    Raises:
+        StateError: `shield.stopped`.
+    """
     raise StateError("shield.stopped", "the platform asked to stop before the program was started")
 
 
