@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import ssl
@@ -63,6 +64,8 @@ def serve(config: LaunchConfig, attester: Attester, *, ready: Callable[[str], No
             service = ManagerService(manager, world)
             identity = manager.state.identity
             tls = tls_context(to_pem(identity.public.certificate), identity.tls_key.to_pem())
+            # What the start made stays: the collector need not go through it again and again.
+            gc.freeze()
             asyncio.run(_until_signal(service, tls, config.listen, ready))
     finally:
         file.close()

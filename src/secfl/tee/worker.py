@@ -8,6 +8,7 @@ environment.
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import resource
@@ -153,6 +154,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     server = _Server()
+    gc.freeze()  # what the imports made stays
     while True:
         try:
             request = _read_frame(0, None)
