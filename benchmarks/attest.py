@@ -107,10 +107,12 @@ def _report(alone: dict[bool, _Load], crowd: dict[bool, _Load], limit: _Load) ->
     rows.append(("bare verification", f"{best:.2f}", *[""] * 3, rate, "1", f"{bare * 1e3:.2f}", "1", ""))
     title = f"one manager process with its verifier on one core; left one client, then {_CLIENTS} at once"
     result.tables.append(Table(title, columns, rows))
+    spread = " to ".join(f"{cost(crowd[False].costs) * 1e3:.1f}" for cost in (min, max))
     result.remarks += [
         "An attestation is two requests: a nonce, then evidence over it. The client makes the simulated quote itself.",
         "Every answer was opened with the attested key; its secrets were in it.",
-        "CPU time is that of manager and verifier together, median of the turns; on an idle machine both ratios agree.",
+        "CPU time is that of manager and verifier together, median of the turns. Other load on the machine raises it, "
+        f"that of the bare verification hardly: turns on kept connections took {spread} ms.",
     ]
     return result
 
