@@ -111,8 +111,8 @@ def _report(alone: dict[bool, _Load], crowd: dict[bool, _Load], limit: _Load) ->
     result.remarks += [
         "An attestation is two requests: a nonce, then evidence over it. The client makes the simulated quote itself.",
         "Every answer was opened with the attested key; its secrets were in it.",
-        "CPU time is that of manager and verifier together, median of the turns. Other load on the machine raises it, "
-        f"that of the bare verification hardly: turns on kept connections took {spread} ms.",
+        "CPU time is that of manager and verifier together, median of the turns. Other load raises it more than the limit.",
+        f"The turns on kept connections took {spread} ms of it for each attestation.",
     ]
     return result
 
