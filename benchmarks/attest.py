@@ -111,7 +111,7 @@ def _report(alone: dict[bool, _Load], crowd: dict[bool, _Load], limit: _Load) ->
     result.remarks += [
         "An attestation is two requests: a nonce, then evidence over it. The client makes the simulated quote itself.",
         "Every answer was opened with the attested key; its secrets were in it.",
-        "CPU time is that of manager and verifier together, median of the turns. Other load raises it more than the limit.",
+        "CPU time is that of manager and verifier, median of the turns. Other load raises it more than the limit's.",
         f"The turns on kept connections took {spread} ms of it for each attestation.",
     ]
     return result
