@@ -107,16 +107,25 @@ def _check(value: JsonValue, depth: int) -> None:
         # By far the most values; the slow tests of abstract types come last.
         _check_scalar(value)
     elif isinstance(value, dict) or isinstance(value, Mapping):  # noqa: SIM101 - the first is the quick one
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise EncodingError("json.not_canonical", "a key is not a string")
-            _check_scalar(key)
-            _check(item, depth + 1)
+        _check_mapping(value, depth)
     elif isinstance(value, list | tuple) or (isinstance(value, Sequence) and not isinstance(value, bytes | bytearray)):
         for item in value:
             _check(item, depth + 1)
     else:
         _check_scalar(value)
+
+
+def _check_mapping(value: Mapping[Any, JsonValue], depth: int) -> None:
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise EncodingError("json.not_canonical", "a key is not a string")
+        if not key.isascii():
+            _check_scalar(key)
+        # Plain ASCII text needs no further look, and a call for each would cost most of the time.
+        if type(item) is not str or not item.isascii():
+            _check(item, depth + 1)
+        elif depth == MAX_DEPTH:
+            raise EncodingError("json.too_deep", "the document nests too deeply", expected=MAX_DEPTH)
 
 
 def _check_scalar(value: JsonValue) -> None:
