@@ -70,10 +70,21 @@ def run(*, quick: bool) -> Result:
                     for fresh in (False, True):
                         alone[fresh].add(_burst(manager, heart, count // 8, 1, fresh=fresh))
                         crowd[fresh].add(_burst(manager, heart, count, _CLIENTS, fresh=fresh))
-    return _report(alone, crowd, limit)
+        # As it is deployed: manager, verifier and clients share all cores.
+        whole = {False: _Load(), True: _Load()}
+        (directory / "whole").mkdir()
+        deployment = Deployment("cleveland", "model-owner", sites=("cleveland", "hub"), now=int(time.time()))
+        heart = Heart(deployment)
+        with ManagerProcess(deployment, directory / "whole") as manager:
+            _burst(manager, heart, 20, 1, fresh=True)
+            for _ in range(turns):
+                limit.add(_limit(deployment, heart, count))
+                for fresh in (False, True):
+                    whole[fresh].add(_burst(manager, heart, count, _CLIENTS, fresh=fresh))
+    return _report(alone, crowd, limit, whole)
 
 
-def _report(alone: dict[bool, _Load], crowd: dict[bool, _Load], limit: _Load) -> Result:
+def _report(alone: dict[bool, _Load], crowd: dict[bool, _Load], limit: _Load, whole: dict[bool, _Load]) -> Result:
     names = {False: "kept connection", True: "fresh TLS handshake"}
     result = Result("attest", __doc__ or "")
     columns = (
@@ -99,8 +110,11 @@ def _report(alone: dict[bool, _Load], crowd: dict[bool, _Load], limit: _Load) ->
             (name, *(f"{value:.1f}" for value in times), rate, f"{slower:.3f}", cost, f"{bare / cpu:.3f}", client)
         )
         goal = _FRESH_GOAL if fresh else _KEPT_GOAL
-        result.goals.append(
-            Goal(f"{name}: bare verification / attestation, in CPU time", bare / cpu, goal, at_least=True)
+        share = limit.each(limit.elapsed) / whole[fresh].each(whole[fresh].elapsed)
+        result.goals.append(Goal(f"{name}: rate on the whole machine / bare verification", share, goal, at_least=True))
+        result.remarks.append(
+            f"{name}: {1 / whole[fresh].each(whole[fresh].elapsed):.0f} per second where manager, verifier and clients "
+            f"share all cores, as deployed; on one core {slower:.3f} of the limit, {bare / cpu:.3f} by CPU time."
         )
     best = quantile(limit.seconds, 0.5) * 1e3
     rate = f"{1 / limit.each(limit.elapsed):.0f}"
