@@ -76,7 +76,7 @@ class Federation:
             for site, port in zip(SITES, nodes, strict=True)
         }
         self.processes: list[subprocess.Popen[str]] = []
-        self._relay: tuple[asyncio.AbstractEventLoop, asyncio.Event, threading.Thread] | None = None
+        self._relay: tuple[asyncio.Runner, asyncio.Event, threading.Thread] | None = None
 
     def write_peers(self, sites: tuple[str, ...] = SITES, lease: int = 3600) -> None:
         """Do what the shield does: replace the list of peers."""
@@ -95,9 +95,10 @@ class Federation:
             pending=self.run_directory / "pending",
             admitted=self.run_directory / "admitted" / SITES[-1],
         )
-        loop, stop = asyncio.new_event_loop(), asyncio.Event()
-        thread = threading.Thread(target=lambda: loop.run_until_complete(self._serve(files, stop)))
-        self._relay = (loop, stop, thread)
+        runner, stop = asyncio.Runner(), asyncio.Event()
+        runner.get_loop()
+        thread = threading.Thread(target=lambda: runner.run(self._serve(files, stop)))
+        self._relay = (runner, stop, thread)
         thread.start()
 
     async def _serve(self, files: RelayFiles, stop: asyncio.Event) -> None:
@@ -126,11 +127,10 @@ class Federation:
                 process.kill()
             process.communicate()
         if self._relay is not None:
-            loop, stop, thread = self._relay
-            loop.call_soon_threadsafe(stop.set)
+            runner, stop, thread = self._relay
+            runner.get_loop().call_soon_threadsafe(stop.set)
             thread.join()
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
+            runner.close()  # cancels the tasks of connections that are still held
 
 
 def free_ports(count: int) -> list[int]:

@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_to_proto
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import GetNodesResponse, PullAppMessagesResponse
+from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -37,6 +38,10 @@ class SimulatedSuperLink(TaskApi):
         self.sent: list[Message] = []
         self.replies: list[Message] = []
         self.fetched: list[str] = []
+
+    def add(self, node_id: int, key: bytes) -> None:
+        """Let one more node be online."""
+        self._nodes[node_id] = key
 
     def nodes(self) -> GetNodesResponse:
         """List all nodes."""
@@ -135,13 +140,54 @@ def test_replies_come_in_the_order_of_sites(world: World, order: tuple[int, ...]
     assert [line["replies"] for line in world.lines()] == [list(SITES)]
 
 
-def test_fl_01_lapsed_nodes_are_neither_listed_nor_sent_to(world: World) -> None:
-    """A lease that lapsed between sampling and sending keeps the model from that node."""
+def test_fl_01_lapsed_nodes_are_neither_sent_to_nor_listed_again(world: World) -> None:
+    """A lease that lapsed between sampling and sending keeps the model from that node, and the next list lacks it."""
     messages = world.messages()
     world.clock = 10.0
-    assert world.grid.get_node_ids() == [99, 98]
     world.grid.push_messages(messages)
     assert sorted(message.metadata.dst_node_id for message in world.link.sent) == [98, 99]
+    assert world.grid.get_node_ids() == [99, 98]
+
+
+def test_fl_01_a_lease_that_lapses_while_a_strategy_samples_does_not_stop_the_run(world: World) -> None:
+    """Flower's own FedAvg, between its count and its sampling, keeps the nodes that it counted; one gets no model."""
+
+    class Lapsing(LeasedGrid):
+        def get_node_ids(self) -> list[int]:
+            ids = super().get_node_ids()
+            world.clock = 10.0  # after the count, before the sampling
+            return ids
+
+    world.grid = Lapsing(
+        world.link,
+        PeerFile(world.path, now=lambda: world.clock),
+        world.writer,
+        PendingSignal(world.path.parent / "pending"),
+    )
+    world.grid.set_run(Run.create_empty(5))
+    strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
+    # The strategy has no timeout of its own here, so a regression must fail rather than hang.
+    planned: list[Message] = []
+    planner = threading.Thread(
+        target=lambda: planned.extend(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), world.grid)),
+        daemon=True,
+    )
+    planner.start()
+    planner.join(5)
+    assert not planner.is_alive()
+    assert {message.metadata.dst_node_id for message in planned} == {100, 99, 98}
+    world.grid.push_messages(planned)
+    assert sorted(message.metadata.dst_node_id for message in world.link.sent) == [98, 99]
+
+
+def test_a_site_that_returns_with_another_node_is_listed_once(world: World) -> None:
+    """Within one phase the newer node of a site takes the place of the older one."""
+    assert world.grid.get_node_ids() == [100, 99, 98]
+    key = make_keys(world.path.parent / "again", SITES).node_public["alpha"]
+    world.peers[0]["node_key"] = key
+    world.path.write_bytes(strict_json.encode({"peers": world.peers}))
+    world.link.add(7, public_key_pem(key))
+    assert world.grid.get_node_ids() == [7, 99, 98]
 
 
 def test_fl_01_a_reply_after_the_lease_is_dropped(world: World) -> None:

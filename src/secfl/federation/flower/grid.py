@@ -1,8 +1,10 @@
 """The grid that the ServerApp receives: Flower's interface, with the shield's view of who takes part.
 
-A node without a running lease is not listed, gets no message and has no reply accepted, whenever the lease lapsed
-(FL-01). Replies are handed over in the order of site names, so that floating-point aggregation does not depend on
-arrival. Replies are polled every few hundredths of a second where Flower's own grid waits three seconds.
+A node without a running lease gets no message and has no reply accepted, whenever the lease lapsed (FL-01). The list
+of nodes only grows while a strategy plans a phase: Flower's sampling counts the nodes, then waits until as many are
+there, and would wait for ever if a lease lapsed between its two looks. Replies are handed over in the order of site
+names, so that floating-point aggregation does not depend on arrival. They are polled every few hundredths of a second
+where Flower's own grid waits three seconds.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class LeasedGrid(Grid):  # type: ignore[misc]  # Flower's types are not followed
         self._pending = pending
         self._run: Run | None = None
         self._keys: dict[int, bytes] = {}
+        self._planned: dict[str, NodeInfo] = {}
         self._phases: dict[str, int] = {}
         self._sent: dict[str, int] = {}
 
@@ -76,19 +79,22 @@ class LeasedGrid(Grid):  # type: ignore[misc]  # Flower's types are not followed
         raise EngineError("engine.deprecated_call", "Grid.create_message is gone", hint="use flwr.app.Message")
 
     def get_nodes(self) -> list[NodeInfo]:
-        """List the online nodes with a running lease, in the order of site names.
+        """List the nodes that were online with a running lease since messages were last sent, in order of site names.
 
         Raises:
             EngineError: `engine.api_refused`, `engine.api_malformed`, `engine.peers_unreadable`.
             UnavailableError: `engine.api_unreachable`.
         """
         live = self._peers.live()
-        nodes = [node for node in self._api.nodes().nodes if bytes(node.public_key) in live]
-        self._keys |= {node.node_id: bytes(node.public_key) for node in nodes}
-        return sorted(nodes, key=lambda node: live[bytes(node.public_key)].site)
+        for node in self._api.nodes().nodes:
+            key = bytes(node.public_key)
+            if key in live:
+                self._keys[node.node_id] = key
+                self._planned[live[key].site] = node  # a site that came back with another node counts once
+        return [self._planned[site] for site in sorted(self._planned)]
 
     def get_node_ids(self) -> list[int]:
-        """List the ids of the online nodes with a running lease, in the order of site names.
+        """List the ids of the nodes of `get_nodes`.
 
         Raises:
             EngineError: `engine.api_refused`, `engine.api_malformed`, `engine.peers_unreadable`.
@@ -105,6 +111,7 @@ class LeasedGrid(Grid):  # type: ignore[misc]  # Flower's types are not followed
         """
         # A lease may have lapsed since the strategy sampled its nodes: ask again at the last moment.
         admitted = [message for message in messages if self._peer(message.metadata.dst_node_id) is not None]
+        self._planned.clear()
         if not admitted:
             return []
         with no_object_id_recompute():
