@@ -6,15 +6,30 @@ from collections.abc import Mapping
 
 import yaml
 
+from secfl.attestation.claims import VerifiedEvidence
+from secfl.attestation.evidence import Evidence
 from secfl.protocol.service import Progress
+from secfl.tee.anchor import TrustAnchor
+from secfl.tee.collateral import Collateral
+from secfl.tee.verifier import verify
 from secfl.testing.deployment import Deployment
 from secfl.testing.enclaves import MEASUREMENT, Workload
 
-__all__ = ["COHORT_KEY", "COHORT_ROOT", "Heart", "owner_policy", "report_rounds", "study_policy"]
+__all__ = ["COHORT_KEY", "COHORT_ROOT", "Heart", "InLoopVerifier", "owner_policy", "report_rounds", "study_policy"]
 
 COHORT_ROOT = b"\x11" * 32
 COHORT_KEY = b"cohort-key-canary-of-32-bytes-xx"
 assert len(COHORT_KEY) == 32
+
+
+class InLoopVerifier:
+    """Verifies in the event loop itself, for managers under test that need no process of their own for it."""
+
+    async def verify(
+        self, evidence: Evidence, collateral: Collateral, anchor: TrustAnchor, now: int
+    ) -> VerifiedEvidence:
+        """Verify as the function of `secfl.tee.verifier` does."""
+        return verify(evidence, collateral, anchor, now)
 
 
 def owner_policy(deployment: Deployment, root: bytes = COHORT_ROOT) -> bytes:

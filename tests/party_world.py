@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from manager_world import Heart
+from manager_world import Heart, InLoopVerifier
 from secfl.attestation.statement import Isolation, LaunchClaims
 from secfl.crypto import strict_json
 from secfl.crypto.x509 import to_pem
@@ -30,7 +30,6 @@ from secfl.protocol.service import MailboxAsk, MailboxReply
 from secfl.shield.config import LaunchConfig
 from secfl.shield.enrolment import Enrolment
 from secfl.tee.bundle import TrustBundle
-from secfl.tee.verifier import InProcessVerifier
 from secfl.testing.deployment import Deployment, Member
 from secfl.testing.enclaves import KIND, MANAGER_MEASUREMENT, MachineAttester
 
@@ -82,7 +81,7 @@ class PartyWorld:
         world = World(
             store=self.store,
             attester=MachineAttester(self.deployment.machines["manager"], MANAGER_MEASUREMENT),
-            verifier=InProcessVerifier(),
+            verifier=InLoopVerifier(),
             trust_path=self.homes["outsider"].collateral_path,
             fresh_log=lambda: Log(*store_key(self.store, self.deployment.sealer)),
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import re
 import signal
-import threading
+import sys
 import time
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,8 +33,8 @@ from secfl.errors import (
 )
 from secfl.tee.anchor import TrustAnchor, intel_anchor
 from secfl.tee.collateral import MAX_COLLATERAL_BYTES, Collateral
+from secfl.tee.pool import VerifierPool
 from secfl.tee.simulated.machine import SimulatedMachine
-from secfl.tee.worker import VerifierPool
 from secfl.testing.attested import AttestedWorkload
 from secfl.testing.forge import DEFECTS, NOW, Case, Defect, Forge
 
@@ -379,25 +381,58 @@ def test_ev_28_simulated_evidence_fails_a_hardware_policy(workload: AttestedWork
 
 
 def test_ev_32_a_killed_or_hanging_verifier_refuses_and_recovers(workload: AttestedWorkload) -> None:
-    """A worker that dies or hangs gives an error that says so, and the next request gets a fresh worker."""
+    """A worker that dies or hangs refuses the request that it worked on; those behind it are verified all the same."""
     case = workload.case()
     arguments = (case.evidence, case.collateral, case.anchor, case.now)
-    with VerifierPool(1) as pool:
-        assert pool.verify(*arguments) == case.verify()
-        worker = pool._idle.get()
-        assert worker is not None
-        os.kill(worker._process.pid, signal.SIGSTOP)
-        pool._idle.put(worker)
-        killer = threading.Timer(0.1, os.kill, (worker._process.pid, signal.SIGKILL))
-        killer.start()
-        with pytest.raises(UnavailableError, match=r"verifier\.crashed"):
-            pool.verify(*arguments)
-        killer.join()
-        assert pool.verify(*arguments) == case.verify()
-    with VerifierPool(1, timeout=0.001) as slow, pytest.raises(UnavailableError, match=r"verifier\.timeout"):
-        slow.verify(*arguments)
-    with pytest.raises(UnavailableError, match=r"verifier\.closed"):
-        pool.verify(*arguments)
+
+    async def kill() -> None:
+        with VerifierPool(1) as pool:
+            assert await pool.verify(*arguments) == case.verify()
+            (pid,) = pool.pids
+            os.kill(pid, signal.SIGSTOP)
+            tasks = [asyncio.create_task(pool.verify(*arguments)) for _ in range(6)]
+            await asyncio.sleep(0.1)
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(UnavailableError, match=r"verifier\.crashed"):
+                await tasks[0]
+            assert await asyncio.gather(*tasks[1:]) == [case.verify()] * 5
+            assert pool.pids != [pid]
+
+    async def hang() -> int:
+        with VerifierPool(1, timeout=4) as pool:
+            await pool.verify(*arguments)
+            (pid,) = pool.pids
+            os.kill(pid, signal.SIGSTOP)
+            first = asyncio.create_task(pool.verify(*arguments))
+            await asyncio.sleep(3.5)  # so that a fresh worker has time to start before the second gives up
+            second = asyncio.create_task(pool.verify(*arguments))
+            with pytest.raises(UnavailableError, match=r"verifier\.timeout"):
+                await first
+            assert await second == case.verify()
+            return pid
+
+    asyncio.run(kill())
+    assert not Path(f"/proc/{asyncio.run(hang())}").exists()
+
+
+@pytest.mark.parametrize("answer", [b"\0\0\0\2[]", b"\0\0\0\2{}", b"\xff\xff\xff\xff", b"\0\0\0\1", b""])
+def test_ev_36_an_answer_out_of_form_is_a_refusal(
+    workload: AttestedWorkload, answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a broken worker writes, short, long, empty or unasked for, nobody takes it for a result."""
+    case = workload.case()
+    broken = tmp_path / "broken"
+    broken.write_text(
+        f"#!{sys.executable} -I\nimport os\nos.read(0, 1 << 20)\nos.write(1, {answer!r})\n", encoding="utf-8"
+    )
+    broken.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(broken))
+
+    async def ask() -> None:
+        with VerifierPool(1) as pool, pytest.raises(UnavailableError, match=r"verifier\.crashed"):
+            await pool.verify(case.evidence, case.collateral, case.anchor, case.now)
+
+    asyncio.run(ask())
 
 
 def test_ev_36_a_failure_never_looks_like_a_result(workload: AttestedWorkload) -> None:

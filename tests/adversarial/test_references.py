@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import collections
 import os
 import re
@@ -22,7 +23,7 @@ from secfl.policy.findings import PolicyError
 from secfl.protocol.public import AttestRequest
 from secfl.tee.bundle import TrustBundle
 from secfl.tee.collateral import Collateral
-from secfl.tee.worker import VerifierPool
+from secfl.tee.pool import VerifierPool
 from secfl.testing.forge import DEFECTS, NOW, Forge
 
 KINDS = ("sgx", "tdx")
@@ -65,11 +66,12 @@ def test_ev_22_no_source_of_collateral_is_ever_contacted(kind: str, monkeypatch:
             monkeypatch.setenv(name.upper(), url)
         forge = Forge(kind)
         good = forge.case()
-        pool = VerifierPool(1)
-        try:
-            pool.verify(good.evidence, good.collateral, good.anchor, good.now)
-        finally:
-            pool.close()
+
+        async def verify_in_a_worker() -> None:
+            with VerifierPool(1) as pool:
+                await pool.verify(good.evidence, good.collateral, good.anchor, good.now)
+
+        asyncio.run(verify_in_a_worker())
         good.verify()
         for defect in DEFECTS:
             if kind in defect.kinds and defect.row in ("EV-04", "EV-17", "EV-21"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from manager_world import Heart
+from manager_world import Heart, InLoopVerifier
 from secfl.attestation.binding import Purpose, check
 from secfl.attestation.evidence import Evidence
 from secfl.crypto.x509 import to_pem
@@ -66,7 +66,7 @@ class Served:
         world = World(
             store=self.store,
             attester=MachineAttester(deployment.machines["manager"], MANAGER_MEASUREMENT),
-            verifier=InProcessVerifier(),
+            verifier=InLoopVerifier(),
             trust_path=trust,
             fresh_log=lambda: Log(*store_key(self.store, deployment.sealer)),
         )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from manager_world import InLoopVerifier
+from secfl.attestation.claims import VerifiedEvidence
 from secfl.crypto import strict_json
 from secfl.crypto.encoding import to_base64url
 from secfl.errors import EncodingError, FreshnessError, SecflError, UnavailableError, VerificationError
@@ -19,48 +22,71 @@ from secfl.tee.anchor import TrustAnchor, intel_anchor, simulated_anchor
 from secfl.tee.attester import Attester
 from secfl.tee.claims_record import claims_from_record
 from secfl.tee.platform_socket import PlatformSocketAttester
+from secfl.tee.pool import VerifierPool
 from secfl.tee.quote import parse
 from secfl.tee.simulated import der
 from secfl.tee.simulated.machine import SimulatedMachine
 from secfl.tee.simulated.quotes import TdReport
 from secfl.tee.simulated.vendor import COLLATERAL_SECONDS, Vendor
-from secfl.tee.verifier import EvidenceVerifier, InProcessVerifier
-from secfl.tee.worker import VerifierPool
 from secfl.testing.forge import DEFECTS, NOW, Forge
 
 FORGES = {kind: Forge(kind) for kind in ("sgx", "tdx")}
 
 
+async def _outcome(verification: Awaitable[VerifiedEvidence]) -> object:
+    try:
+        return await verification
+    except (EncodingError, VerificationError, FreshnessError) as error:
+        return type(error), str(error), dict(error.details)
+
+
 def test_worker_processes_give_the_same_answers() -> None:
     """Claims and errors, with class, code and details, are those of a verification in process."""
-    local: EvidenceVerifier = InProcessVerifier()
-    with VerifierPool(1) as pool:
-        for kind, forge in FORGES.items():
-            cases = [forge.case()] + [
-                d.build(forge) for d in DEFECTS if kind in d.kinds and d.row in ("EV-07", "EV-17")
-            ]
-            for case in cases:
-                outcomes = []
-                for verifier in (local, pool):
-                    try:
-                        outcomes.append(verifier.verify(case.evidence, case.collateral, case.anchor, case.now))
-                    except (EncodingError, VerificationError, FreshnessError) as error:
-                        outcomes.append((type(error), str(error), dict(error.details)))  # type: ignore[arg-type]
-                assert outcomes[0] == outcomes[1]
+
+    async def compare() -> None:
+        local = InLoopVerifier()
+        with VerifierPool(1) as pool:
+            for kind, forge in FORGES.items():
+                cases = [forge.case()] + [
+                    d.build(forge) for d in DEFECTS if kind in d.kinds and d.row in ("EV-07", "EV-17")
+                ]
+                for case in cases:
+                    arguments = (case.evidence, case.collateral, case.anchor, case.now)
+                    expected, found = [await _outcome(one.verify(*arguments)) for one in (local, pool)]
+                    assert found == expected
+
+    asyncio.run(compare())
 
 
-def test_a_pool_serves_threads_and_closes() -> None:
-    """Several threads share two workers; after closing, nothing is verified any more."""
+def test_answers_reach_those_who_asked() -> None:
+    """Two workers hold several requests each, of different evidence; every answer is about the evidence asked about."""
+
+    async def ask() -> None:
+        cases = [FORGES[kind].case() for kind in ("tdx", "sgx", "sgx", "tdx")] * 5
+        with VerifierPool(2) as pool:
+            found = await asyncio.gather(*(pool.verify(c.evidence, c.collateral, c.anchor, c.now) for c in cases))
+        assert [one.evidence_digest for one in found] == [case.verify().evidence_digest for case in cases]
+
+    asyncio.run(ask())
+
+
+def test_a_closed_pool_verifies_nothing() -> None:
+    """Who waits while the pool closes gets an error, and so does who asks afterwards; a pool of no worker is none."""
     case = FORGES["tdx"].case()
-    pool = VerifierPool(2)
-    with ThreadPoolExecutor(4) as threads:
-        futures = [
-            threads.submit(pool.verify, case.evidence, case.collateral, case.anchor, case.now) for _ in range(12)
-        ]
-        assert len({future.result().evidence_digest for future in futures}) == 1
-    pool.close()
-    with pytest.raises(UnavailableError, match=r"verifier\.closed"):
-        pool.verify(case.evidence, case.collateral, case.anchor, case.now)
+    arguments = (case.evidence, case.collateral, case.anchor, case.now)
+
+    async def close() -> None:
+        pool = VerifierPool(1)
+        waiting = [asyncio.create_task(pool.verify(*arguments)) for _ in range(6)]
+        await asyncio.sleep(0.02)  # a cold start of the worker takes longer
+        pool.close()
+        for task in waiting:
+            with pytest.raises(UnavailableError, match=r"verifier\.closed"):
+                await task
+        with pytest.raises(UnavailableError, match=r"verifier\.closed"):
+            await pool.verify(*arguments)
+
+    asyncio.run(close())
     with pytest.raises(ValueError, match="positive"):
         VerifierPool(0)
 
@@ -68,14 +94,17 @@ def test_a_pool_serves_threads_and_closes() -> None:
 def test_a_worker_has_no_environment_and_bounded_memory() -> None:
     """What the asking process knows by environment does not reach a worker, whose address space has a limit."""
     case = FORGES["sgx"].case()
-    with VerifierPool(1) as pool:
-        pool.verify(case.evidence, case.collateral, case.anchor, case.now)
-        worker = pool._idle.queue[0]
-        assert worker is not None
-        process = Path("/proc") / str(worker._process.pid)
-        names = {entry.split(b"=")[0] for entry in (process / "environ").read_bytes().split(b"\0") if entry}
-        assert names == {b"LANG"}
-        assert "536870912" in (process / "limits").read_text()
+
+    async def look() -> None:
+        with VerifierPool(1) as pool:
+            await pool.verify(case.evidence, case.collateral, case.anchor, case.now)
+            (pid,) = pool.pids
+            process = Path("/proc") / str(pid)
+            names = {entry.split(b"=")[0] for entry in (process / "environ").read_bytes().split(b"\0") if entry}
+            assert names == {b"LANG"}
+            assert "536870912" in (process / "limits").read_text()
+
+    asyncio.run(look())
 
 
 def test_a_record_of_claims_gives_the_claims_back() -> None:

@@ -25,7 +25,7 @@ from secfl.manager.service import ManagerService, World
 from secfl.manager.store import SqliteStore
 from secfl.protocol.public import Founders
 from secfl.tee.attester import Attester
-from secfl.tee.worker import VerifierPool
+from secfl.tee.pool import VerifierPool
 
 __all__ = ["STORE_FILE", "serve", "serve_service"]
 

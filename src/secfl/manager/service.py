@@ -32,7 +32,7 @@ from secfl.protocol.public import Empty, EvidenceRequest, ManagerEvidence
 from secfl.protocol.routes import Role, Route
 from secfl.protocol.service import MailboxAsk, MailboxReply, ServiceCall
 from secfl.tee.attester import Attester
-from secfl.tee.verifier import EvidenceVerifier
+from secfl.tee.verifier import AsyncEvidenceVerifier
 
 __all__ = ["MAX_WAIT", "ManagerService", "World"]
 
@@ -59,7 +59,7 @@ class World:
 
     store: Store
     attester: Attester
-    verifier: EvidenceVerifier
+    verifier: AsyncEvidenceVerifier
     trust_path: Path
     fresh_log: Callable[[], Log]
     clock: Callable[[], float] = time.time
@@ -133,9 +133,8 @@ class ManagerService:
                 digest = candidate.digest
                 try:
                     collateral = candidate.bundle.collateral(evidence.kind)
-                    return await asyncio.to_thread(
-                        self._world.verifier.verify, evidence, collateral, candidate.bundle.anchor, self._now()
-                    ), digest
+                    anchor = candidate.bundle.anchor
+                    return await self._world.verifier.verify(evidence, collateral, anchor, self._now()), digest
                 except SecflError as error:
                     failure = error
         except SecflError as error:

@@ -19,7 +19,14 @@ from secfl.tee.quote import parse
 from secfl.tee.sgx import verify_sgx
 from secfl.tee.tdx import verify_tdx
 
-__all__ = ["CheckCollateral", "EvidenceVerifier", "InProcessVerifier", "KnownCollateral", "verify"]
+__all__ = [
+    "AsyncEvidenceVerifier",
+    "CheckCollateral",
+    "EvidenceVerifier",
+    "InProcessVerifier",
+    "KnownCollateral",
+    "verify",
+]
 
 CheckCollateral = Callable[[Collateral, TrustAnchor, int], Endorsements]
 _MAX_KNOWN = 8
@@ -27,14 +34,28 @@ _MAX_KNOWN = 8
 
 
 class EvidenceVerifier(Protocol):
-    """Whoever verifies evidence: this process, or worker processes."""
+    """Whoever verifies evidence in this process."""
 
     def verify(self, evidence: Evidence, collateral: Collateral, anchor: TrustAnchor, now: int) -> VerifiedEvidence:
         """Verify as the function `verify` does.
 
         Raises:
             SecflError: as the function `verify`.
-            UnavailableError: `verifier.timeout`, `verifier.crashed` or `verifier.closed`, in worker processes only.
+        """
+        ...
+
+
+class AsyncEvidenceVerifier(Protocol):
+    """Whoever verifies evidence elsewhere, while the event loop goes on."""
+
+    async def verify(
+        self, evidence: Evidence, collateral: Collateral, anchor: TrustAnchor, now: int
+    ) -> VerifiedEvidence:
+        """Verify as the function `verify` does.
+
+        Raises:
+            SecflError: as the function `verify`.
+            UnavailableError: `verifier.timeout`, `verifier.crashed`, `verifier.busy` or `verifier.closed`.
         """
         ...
 
