@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,24 +16,9 @@ from secfl.errors import ConfigError, StateError, UnavailableError
 from secfl.linux.launcher import RunningProgram, launch_program
 from secfl.linux.namespaces import NetworkNamespace, create_network
 from secfl.linux.program import InjectedFile, MountPoint, ProgramSpec
-from secfl.testing.enclave_world import PYTHON, SITE_USER, build_python_tree
+from secfl.testing.enclave_world import PYTHON, SITE_USER
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root to launch without an enclave")]
-
-
-@pytest.fixture(scope="module")
-def tree() -> Iterator[Path]:
-    base = Path(tempfile.mkdtemp(prefix="secfl-tree-"))
-    base.chmod(0o755)
-    build_python_tree(base)
-    yield base
-    shutil.rmtree(base)
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[NetworkNamespace]:
-    with create_network() as made:
-        yield made
 
 
 Run = Callable[..., tuple[RunningProgram, int]]

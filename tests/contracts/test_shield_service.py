@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,41 +30,24 @@ from secfl.shield.run_directory import RunDirectory
 from secfl.shield.service import FAILED_SHIELD, Phases, _finish, _wait
 from secfl.shield.volumes import MountedSet
 from secfl.shield.watch import Watch
-from secfl.testing.enclave_world import PYTHON, SITE_USER, build_python_tree
+from secfl.testing.enclave_world import PYTHON, SITE_USER
 from shield_world import NotingNetwork, Shields, within
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to launch without an enclave")
-
-
-@pytest.fixture(scope="module")
-def tree() -> Iterator[Path]:
-    """A root file system with an interpreter."""
-    base = Path(tempfile.mkdtemp(prefix="secfl-tree-"))
-    base.chmod(0o755)
-    build_python_tree(base)
-    yield base
-    shutil.rmtree(base)
-
-
-@pytest.fixture(scope="module")
-def namespace() -> Iterator[NetworkNamespace]:
-    """A private network."""
-    with create_network() as made:
-        yield made
 
 
 Start = Callable[[str], RunningProgram]
 
 
 @pytest.fixture
-def start(tree: Path, namespace: NetworkNamespace) -> Iterator[Start]:
+def start(tree: Path, network: NetworkNamespace) -> Iterator[Start]:
     """Starts programs and ends them."""
     running: list[RunningProgram] = []
 
     def launch(script: str) -> RunningProgram:
         spec = ProgramSpec(argv=(PYTHON, "-I", "-c", script), env={}, uid=SITE_USER, root=str(tree))
         null = os.open(os.devnull, os.O_WRONLY)
-        running.append(launch_program(spec, network=namespace, stdout=null, stderr=null))
+        running.append(launch_program(spec, network=network, stdout=null, stderr=null))
         os.close(null)
         return running[-1]
 

@@ -176,7 +176,7 @@ def test_only_verifiers_use_the_seal_and_nobody_imports_the_forge() -> None:
             sealing.add(module)
         if "secfl.testing.forge" in modules and not module.startswith("testing/"):
             forging.add(module)
-    assert sealing == {"tee/sgx.py", "tee/tdx.py", "tee/claims_record.py"}
+    assert sealing == {"tee/dcap.py", "tee/claims_record.py"}
     assert forging == set()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from socket import socket
+from typing import Protocol, TypeVar
 
 from secfl.crypto import strict_json
 from secfl.crypto.strict_json import JsonValue
@@ -18,11 +19,12 @@ __all__ = [
     "MAX_LINE",
     "Control",
     "Message",
+    "Service",
     "control_line",
     "identity_update",
     "lease_table",
     "revocations",
-    "serve_until_closed",
+    "run_service",
 ]
 
 MAX_LINE = 1024 * 1024
@@ -63,14 +65,38 @@ class Control:
             writer.write(strict_json.encode({"event": event, **values}) + b"\n")
 
 
-async def serve_until_closed(
-    serving: Coroutine[None, None, None], line: Control, apply: Callable[[Message], None]
-) -> None:
-    """Serve while the shield holds the line; an end of either ends both.
+class Service(Protocol):
+    """What a child serves."""
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+
+
+Served = TypeVar("Served", bound=Service)
+
+
+def run_service(make: Callable[[Control], Served], apply: Callable[[Served, Message], None], channel: socket) -> None:
+    """Serve while the shield holds its end of the channel; an end of either ends both. For a forked child.
+
+    Args:
+        make: makes the service inside the running event loop; it may report on the line.
+        apply: does what the shield says.
 
     Raises:
         SecflError: whatever ended the service, `control.malformed` among others.
     """
+
+    async def serve() -> None:
+        line = Control(channel)
+        service = make(line)
+        await _serve_until_closed(service.run(), line, lambda message: apply(service, message))
+
+    asyncio.run(serve())
+
+
+async def _serve_until_closed(
+    serving: Coroutine[None, None, None], line: Control, apply: Callable[[Message], None]
+) -> None:
 
     async def listen(task: asyncio.Task[None]) -> None:
         async for message in line.messages():

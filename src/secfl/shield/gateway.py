@@ -21,7 +21,7 @@ from secfl.crypto.hpke import SealingKey
 from secfl.errors import AuthorizationError, ConfigError, EncodingError, SecflError, UnavailableError
 from secfl.protocol.session import MAX_MESSAGE, OVERHEAD_BYTES, Ends
 from secfl.shield import control as control_line
-from secfl.shield.control import Control, serve_until_closed
+from secfl.shield.control import Control, run_service
 from secfl.shield.exchange import (
     SEQUENCE_HEADER,
     SESSION_HEADER,
@@ -125,7 +125,7 @@ class Gateway:
         )
         context = server_context(setup.identity, setup.study_ca)
         leaf = setup.identity.leaf_hash
-        self._listener = Listener(listen, self._handle, limits=setup.limits, context=context, leaf=leaf)
+        self._listener = Listener(listen, self._answer, limits=setup.limits, context=context, leaf=leaf)
         self._listener.on_open = self._opened
         self.report: Callable[..., None] = lambda *_, **__: None
         """Takes event names and values for the shield."""
@@ -222,18 +222,6 @@ class Gateway:
                 self._sessions.drop(guest.leaf)
                 connection.cut()
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        connection = request.protocol
-        if not isinstance(connection, Connection):
-            raise TypeError("served by another listener")
-        connection.begin()
-        try:
-            return await self._answer(request, connection)
-        except SecflError as error:
-            return refusal(error)
-        finally:
-            connection.end()
-
     async def _answer(self, request: web.BaseRequest, connection: Connection) -> web.Response:
         guest: _Guest = connection.state
         since = asyncio.get_running_loop().time()
@@ -315,14 +303,13 @@ def run_gateway(
         ConfigError: `tls.identity`, `tls.authority` or `control.unknown`.
         EncodingError: `certificate.malformed` or `control.malformed`.
     """
-    asyncio.run(_serve(setup, listen, control, socket_factory))
 
+    def make(line: Control) -> Gateway:
+        gateway = Gateway(setup, listen, socket_factory=socket_factory)
+        gateway.report = line.report
+        return gateway
 
-async def _serve(setup: GatewaySetup, listen: socket, control: socket, socket_factory: SocketFactory | None) -> None:
-    gateway = Gateway(setup, listen, socket_factory=socket_factory)
-    line = Control(control)
-    gateway.report = line.report
-    await serve_until_closed(gateway.run(), line, lambda message: _apply(gateway, message))
+    run_service(make, _apply, control)
 
 
 def _apply(gateway: Gateway, message: control_line.Message) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from secfl.errors import SecflError
 from secfl.shield import exchange
 
-__all__ = ["Connection", "Limits", "Listener"]
+__all__ = ["Answerer", "Connection", "Limits", "Listener"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +157,17 @@ class Connection(RequestHandler):
             self._stalled = None
 
 
+Answerer = Callable[[web.BaseRequest, Connection], Awaitable[web.StreamResponse]]
+"""What the owner of a listener does with a request whose header is complete."""
+
+
 class Listener:
     """Accepts on a given socket and serves HTTP/1.1 on each connection."""
 
     def __init__(
         self,
         listen: socket,
-        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        answer: Answerer,
         *,
         limits: Limits,
         context: ssl.SSLContext | None,
@@ -171,6 +176,7 @@ class Listener:
         """Take over a bound and listening socket.
 
         Args:
+            answer: answers one request; an error of ours becomes its refusal.
             context: None only towards the program inside, when the policy gives no certificate.
             leaf: SHA-256 of the certificate in `context`.
         """
@@ -179,7 +185,8 @@ class Listener:
         self._limits = limits
         self._context = context
         self._leaf = leaf
-        self._server = web.Server(handler, handler_cancellation=True)
+        self._answer = answer
+        self._server = web.Server(self._handle, handler_cancellation=True)
         self._handshakes: dict[asyncio.Task[None], None] = {}
         self.connections: set[Connection] = set()
         self.on_open: Callable[[Connection], None] | None = None
@@ -219,6 +226,18 @@ class Listener:
     def closed(self, connection: Connection) -> None:
         """Forget a connection."""
         self.connections.discard(connection)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        if not isinstance(connection, Connection):
+            raise TypeError("served by another listener")
+        connection.begin()
+        try:
+            return await self._answer(request, connection)
+        except SecflError as error:
+            return exchange.refusal(error)
+        finally:
+            connection.end()
 
     async def _open(self, client: socket, context: ssl.SSLContext | None, leaf: bytes) -> None:
         def build() -> Connection:

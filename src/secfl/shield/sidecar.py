@@ -24,8 +24,8 @@ from secfl.errors import (
 )
 from secfl.shield import control as control_line
 from secfl.shield.channel import Channel, ChannelSetup
-from secfl.shield.control import Control, serve_until_closed
-from secfl.shield.exchange import answer_with, passing_headers, read_body, refusal, require_plain_request
+from secfl.shield.control import run_service
+from secfl.shield.exchange import answer_with, passing_headers, read_body, require_plain_request
 from secfl.shield.identity import Identity, plain_server_context
 from secfl.shield.listener import Connection, Listener
 from secfl.shield.rules import METHODS, require_plain_target
@@ -69,7 +69,7 @@ class Sidecar:
         self._channel = self._new_channel()
         self._retiring: set[asyncio.Task[None]] = set()
         context = None if setup.program_tls is None else plain_server_context(setup.program_tls)
-        self._listener = Listener(listen, self._handle, limits=self._limits, context=context)
+        self._listener = Listener(listen, self._answer, limits=self._limits, context=context)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -96,19 +96,7 @@ class Sidecar:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        connection = request.protocol
-        if not isinstance(connection, Connection):
-            raise TypeError("served by another listener")
-        connection.begin()
-        try:
-            return await self._answer(request)
-        except SecflError as error:
-            return refusal(error)
-        finally:
-            connection.end()
-
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
+    async def _answer(self, request: web.BaseRequest, _: Connection) -> web.Response:
         require_plain_request(request)
         if request.method not in METHODS:
             raise EncodingError("gateway.method_unknown", "this method is not forwarded", actual=request.method[:20])
@@ -146,13 +134,7 @@ def run_sidecar(
         ConfigError: `tls.identity`, `tls.authority` or `control.unknown`.
         EncodingError: `certificate.malformed` or `control.malformed`.
     """
-    asyncio.run(_serve(setup, listen, control, socket_factory))
-
-
-async def _serve(setup: SidecarSetup, listen: socket, control: socket, socket_factory: SocketFactory | None) -> None:
-    sidecar = Sidecar(setup, listen, socket_factory=socket_factory)
-    line = Control(control)
-    await serve_until_closed(sidecar.run(), line, lambda message: _apply(sidecar, message))
+    run_service(lambda _: Sidecar(setup, listen, socket_factory=socket_factory), _apply, control)
 
 
 def _apply(sidecar: Sidecar, message: control_line.Message) -> None:

@@ -17,12 +17,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from secfl.attestation.appraise import TOLERABLE_STATUSES
+from secfl.attestation.claims import VERIFIER_SEAL, SgxIdentity, TdxIdentity, VerifiedEvidence
 from secfl.errors import VerificationError
 from secfl.tee.anchor import TrustAnchor
 from secfl.tee.endorsement import Endorsements, common_name
 from secfl.tee.quote import UnverifiedQuote
 
-__all__ = ["DcapClaims", "verify_quote"]
+__all__ = ["DcapClaims", "evidence_of", "verify_quote"]
 
 _SWITCH = {"True": True, "False": False, "Undefined": None}
 _TD_ATTRIBUTES = VerificationError("evidence.td_attributes", "the TD's attributes are not acceptable")
@@ -96,6 +97,43 @@ def verify_quote(quote: UnverifiedQuote, endorsements: Endorsements, anchor: Tru
     claims = _run(quote, endorsements, anchor, now)
     # 3. What the library leaves open.
     return _read(claims, quote, endorsements)
+
+
+def evidence_of(
+    quote: UnverifiedQuote,
+    claims: DcapClaims,
+    endorsements: Endorsements,
+    anchor: TrustAnchor,
+    *,
+    measurement: bytes,
+    identity: SgxIdentity | TdxIdentity,
+) -> VerifiedEvidence:
+    """Put the claims of a verified quote together, after the caller has checked what its kind demands.
+
+    Args:
+        claims: what `verify_quote` gave for this quote.
+        measurement: MRENCLAVE or MRTD.
+        identity: what a quote of its kind says besides.
+    """
+    return VerifiedEvidence(
+        seal=VERIFIER_SEAL,
+        kind=quote.kind,
+        trust_domain=anchor.domain,
+        measurement=measurement,
+        report_data=quote.report_data,
+        platform_id=claims.platform_id,
+        fmspc=claims.fmspc,
+        tcb_status=claims.tcb_status,
+        advisory_ids=claims.advisory_ids,
+        evaluation_number=endorsements.evaluation_number,
+        smt=claims.smt,
+        dynamic_platform=claims.dynamic_platform,
+        cached_keys=claims.cached_keys,
+        debug=False,  # the verifier of each kind refuses everything else
+        collateral_expires=endorsements.expires,
+        evidence_digest=quote.digest,
+        identity=identity,
+    )
 
 
 def _check_chain(quote: UnverifiedQuote, endorsements: Endorsements, anchor: TrustAnchor) -> None:

@@ -5,10 +5,10 @@ Attributes are an allow-list too: a debug enclave is refused, and so is one that
 
 from __future__ import annotations
 
-from secfl.attestation.claims import VERIFIER_SEAL, SgxIdentity, VerifiedEvidence
+from secfl.attestation.claims import SgxIdentity, VerifiedEvidence
 from secfl.errors import VerificationError
 from secfl.tee.anchor import TrustAnchor
-from secfl.tee.dcap import verify_quote
+from secfl.tee.dcap import evidence_of, verify_quote
 from secfl.tee.endorsement import Endorsements
 from secfl.tee.quote import UnverifiedQuote
 
@@ -33,31 +33,14 @@ def verify_sgx(
     body = quote.body
     attributes = body[48:64]
     _check_attributes(int.from_bytes(attributes[:8], "little"))
-    return VerifiedEvidence(
-        seal=VERIFIER_SEAL,
-        kind="sgx",
-        trust_domain=anchor.domain,
-        measurement=body[64:96],
-        report_data=quote.report_data,
-        platform_id=claims.platform_id,
-        fmspc=claims.fmspc,
-        tcb_status=claims.tcb_status,
-        advisory_ids=claims.advisory_ids,
-        evaluation_number=endorsements.evaluation_number,
-        smt=claims.smt,
-        dynamic_platform=claims.dynamic_platform,
-        cached_keys=claims.cached_keys,
-        debug=False,
-        collateral_expires=endorsements.expires,
-        evidence_digest=quote.digest,
-        identity=SgxIdentity(
-            signer=body[128:160],
-            product=int.from_bytes(body[256:258], "little"),
-            svn=int.from_bytes(body[258:260], "little"),
-            attributes=attributes,
-            misc_select=int.from_bytes(body[16:20], "little"),
-        ),
+    identity = SgxIdentity(
+        signer=body[128:160],
+        product=int.from_bytes(body[256:258], "little"),
+        svn=int.from_bytes(body[258:260], "little"),
+        attributes=attributes,
+        misc_select=int.from_bytes(body[16:20], "little"),
     )
+    return evidence_of(quote, claims, endorsements, anchor, measurement=body[64:96], identity=identity)
 
 
 def _check_attributes(flags: int) -> None:

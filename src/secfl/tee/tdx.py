@@ -6,10 +6,10 @@ bit (debug, migration, performance counters, bits of the future) refuses the evi
 
 from __future__ import annotations
 
-from secfl.attestation.claims import VERIFIER_SEAL, TdxIdentity, VerifiedEvidence
+from secfl.attestation.claims import TdxIdentity, VerifiedEvidence
 from secfl.errors import VerificationError
 from secfl.tee.anchor import TrustAnchor
-from secfl.tee.dcap import verify_quote
+from secfl.tee.dcap import evidence_of, verify_quote
 from secfl.tee.endorsement import Endorsements
 from secfl.tee.quote import TDX_BODY_BYTES, UnverifiedQuote
 
@@ -35,33 +35,16 @@ def verify_tdx(
     attributes = body[120:128]
     _check_attributes(int.from_bytes(attributes, "little"))
     _check_service_td(body)
-    return VerifiedEvidence(
-        seal=VERIFIER_SEAL,
-        kind="tdx",
-        trust_domain=anchor.domain,
-        measurement=body[136:184],
-        report_data=quote.report_data,
-        platform_id=claims.platform_id,
-        fmspc=claims.fmspc,
-        tcb_status=claims.tcb_status,
-        advisory_ids=claims.advisory_ids,
-        evaluation_number=endorsements.evaluation_number,
-        smt=claims.smt,
-        dynamic_platform=claims.dynamic_platform,
-        cached_keys=claims.cached_keys,
-        debug=False,
-        collateral_expires=endorsements.expires,
-        evidence_digest=quote.digest,
-        identity=TdxIdentity(
-            rtmrs=(body[328:376], body[376:424], body[424:472], body[472:520]),
-            attributes=attributes,
-            xfam=body[128:136],
-            config_id=body[184:232],
-            owner=body[232:280],
-            owner_config=body[280:328],
-            seam=body[16:64],
-        ),
+    identity = TdxIdentity(
+        rtmrs=(body[328:376], body[376:424], body[424:472], body[472:520]),
+        attributes=attributes,
+        xfam=body[128:136],
+        config_id=body[184:232],
+        owner=body[232:280],
+        owner_config=body[280:328],
+        seam=body[16:64],
     )
+    return evidence_of(quote, claims, endorsements, anchor, measurement=body[136:184], identity=identity)
 
 
 def _check_attributes(attributes: int) -> None:
