@@ -183,7 +183,8 @@ class Story:
     def _compare(
         self, harness: Harness, records: dict[str, Path], run_config: dict[str, Scalar], confidential: Rounds
     ) -> tuple[Rounds, Path]:
-        with self._step("the same app runs plain: Flower's programs and the warm executor, plain files, nothing else"):
+        with self._step("the same app runs plain: Flower's programs and the warm executor, on plain files"):
+            out.print("   no manager, shield, volume or gateway; a loopback relay only hides Flower's idle polling")
             plain, model = plain_rounds(
                 harness.app,
                 records,
