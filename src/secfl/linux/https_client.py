@@ -2,7 +2,8 @@
 
 Rules: TLS 1.3 only; the server's certificate is compared with its pinned SHA-256 before a byte of the request leaves
 (NW-03); answers are bounded; a refusal of the server comes back as the error that the server raised. The connection is
-kept; a kept one that the server has closed meanwhile is opened again once.
+kept; one that the server has closed meanwhile is opened anew before a request is sent. A request is never sent twice:
+the server may have acted on the first copy, and would take the second for a replay.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import http.client
+import select
 import socket
 import ssl
 import threading
@@ -22,7 +24,6 @@ __all__ = ["MAX_ANSWER", "HttpsClient", "split_address", "unverified_certificate
 
 MAX_ANSWER = 256 * 1024 * 1024
 """Largest answer, in bytes: an audit bundle of a long study."""
-_STALE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError)
 
 
 def unverified_certificate(address: str, *, timeout: float = 10.0) -> bytes:
@@ -105,14 +106,8 @@ class HttpsClient:
 
     def _request(self, method: str, path: str, body: bytes | None, timeout: float) -> bytes:
         with self._lock:
-            reused = self._connection is not None
             try:
                 status, answer = self._exchange(method, path, body, timeout)
-            except _STALE as error:
-                self._drop()
-                if not reused:
-                    raise _unreachable(self._host, self._port, error) from error
-                status, answer = self._again(method, path, body, timeout)
             except (OSError, http.client.HTTPException) as error:
                 self._drop()
                 raise _unreachable(self._host, self._port, error) from error
@@ -125,13 +120,6 @@ class HttpsClient:
                 "client.bad_answer", "the server's answer is not understood", status=status
             ) from error
         raise failure
-
-    def _again(self, method: str, path: str, body: bytes | None, timeout: float) -> tuple[int, bytes]:
-        try:
-            return self._exchange(method, path, body, timeout)
-        except (OSError, http.client.HTTPException) as error:
-            self._drop()
-            raise _unreachable(self._host, self._port, error) from error
 
     def _exchange(self, method: str, path: str, body: bytes | None, timeout: float) -> tuple[int, bytes]:
         connection = self._connected(timeout)
@@ -146,9 +134,10 @@ class HttpsClient:
         return response.status, answer
 
     def _connected(self, timeout: float) -> http.client.HTTPSConnection:
-        if self._connection is not None:
+        if self._connection is not None and _quiet(self._connection.sock):
             self._connection.sock.settimeout(timeout)
             return self._connection
+        self._drop()
         connection = http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=_context())
         try:
             connection.connect()
@@ -173,6 +162,13 @@ class HttpsClient:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _quiet(connection: socket.socket) -> bool:
+    # Between two requests a server has nothing to say: what can be read is the end of the connection.
+    waiting = select.poll()
+    waiting.register(connection, select.POLLIN)
+    return not waiting.poll(0)
 
 
 def _context() -> ssl.SSLContext:
