@@ -52,6 +52,21 @@ def test_a_study_in_force_shows_its_parts_under_the_banner(world: PartyWorld) ->
     assert json.loads(CliRunner().invoke(status.app, ["heart", "--home", home, "--json"]).output)["version"] == 1
 
 
+def test_an_update_of_a_study_in_force_shows_who_has_to_vote(world: PartyWorld) -> None:
+    """While an update is open, its votes stand below the parts of the version that still holds."""
+    runner, home = CliRunner(), str(world.homes["cleveland"].path)
+    session = ManagerSession(world.homes["cleveland"])
+    update = study_policy(world.deployment, world.heart.owner_hash, rounds=3)
+    propose(session, "heart", update, now=int(time.time()))
+    vote(session, "heart", update, approve=True)
+    shown = runner.invoke(status.app, ["heart", "--home", home]).output
+    assert "version 1 in force" in shown
+    assert "waiting" in shown
+    state = json.loads(runner.invoke(status.app, ["heart", "--home", home, "--json"]).output)
+    assert state["version"] == 1
+    assert list(state["proposals"].values()) == [{"cleveland": "yes", "model-owner": "waiting"}]
+
+
 def test_a_verdict_is_never_shown_under_another_studys_name(world: PartyWorld, tmp_path: Path) -> None:
     """The target and the party's copy of the policy have to name the same study."""
     (tmp_path / "policy.yaml").write_bytes(world.heart.policy)

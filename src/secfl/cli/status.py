@@ -91,8 +91,8 @@ def status(
     """Show a study's parts and what each role has to do next."""
     session = ManagerSession(PartyHome(home))
     reply = get_policy(session, study)
+    proposals = _votes_by_proposal(reply)
     if reply.policy is None:
-        proposals = _votes_by_proposal(reply)
         if json:
             print_json({"proposals": proposals})
         else:
@@ -102,12 +102,14 @@ def status(
         raise typer.Exit(follow_rounds(session, study))
     state = _state(session, study)
     if json:
-        print_json(state)
+        print_json({**state, "proposals": proposals})
         return
     if session.pin.trust_domain.startswith("simulated:"):
         simulated_banner(out, session.pin.trust_domain)
     out.print(f"{study}: version {state['version']} in force, hash {state['policy_hash']}")
     out.print(table("", ("who", "state", "next"), next_steps(decode(reply.policy), state)))
+    if proposals:
+        _show_proposals(study, proposals)
     if state["refusals"]:
         rows = [
             (entry.get("site", ""), f["rule"], f["expected"], f["actual"])
@@ -121,7 +123,8 @@ def _votes_by_proposal(reply: PolicyReply) -> dict[str, dict[str, str]]:
     """For each open proposal, what each member of its board said so far: yes, no or waiting."""
     found: dict[str, dict[str, str]] = {}
     for identifier, envelope in reply.proposals.items():
-        board = decode(unverified_proposal(envelope).policy).board
+        # The board in force decides about its successor; a first version's own board decides about itself.
+        board = decode(reply.policy or unverified_proposal(envelope).policy).board
         names = {party.signing_key.key_id: party.name for party in board}
         found[identifier] = {party.name: "waiting" for party in board}
         for signed in reply.votes.get(identifier, ()):
