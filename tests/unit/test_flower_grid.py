@@ -114,6 +114,8 @@ class World:
         """Answer the messages later, in the given order of arrival."""
 
         def work() -> None:
+            while len(self.link.sent) < len(self.peers):
+                time.sleep(0.001)
             time.sleep(seconds)
             for index in order:
                 self.link.answer(self.link.sent[index], 0.25 * (index + 1))
@@ -220,7 +222,7 @@ def test_a_late_reply_is_not_even_fetched(world: World) -> None:
 def test_fl_19_a_missing_node_ends_the_phase_at_its_timeout(world: World) -> None:
     """Replies that came in count, the silent node does not, and nothing hangs."""
     thread = world.answer_in(0.0, (0, 1))
-    replies = world.grid.send_and_receive(world.messages(), timeout=0.5)
+    replies = world.grid.send_and_receive(world.messages(), timeout=2)
     thread.join()
     assert len(replies) == 2
 
@@ -272,6 +274,6 @@ def test_fl_24_too_few_training_replies_are_not_aggregated(world: World, tmp_pat
     messages = world.messages()
     thread = world.answer_in(0.05, (0, 1))
     with pytest.raises(EngineError) as caught:
-        world.grid.send_and_receive(messages, timeout=0.5)
+        world.grid.send_and_receive(messages, timeout=2)
     thread.join()
     assert caught.value.code == "engine.too_few_clients"
