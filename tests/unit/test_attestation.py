@@ -110,9 +110,13 @@ def test_hyper_threading_must_be_off_or_allowed() -> None:
     workload = AttestedWorkload(Forge("tdx", profile=MachineProfile(smt=True)))
     assert findings(workload) == ["appraisal.smt"]
     assert findings(workload, allow_smt=True) == []
-    unknown = replace(TDX.case().verify(), smt=None)
-    with pytest.raises(AppraisalError, match=r"appraisal\.smt"):
-        appraise(unknown, TDX.reference(), NOW, statement=TDX.good.claims)
+    said = []
+    for smt in (True, None):
+        with pytest.raises(AppraisalError, match=r"appraisal\.smt") as caught:
+            appraise(replace(TDX.case().verify(), smt=smt), TDX.reference(), NOW, statement=TDX.good.claims)
+        said.append(caught.value.findings[0].actual)
+    assert said[0] == "on"
+    assert said[1] != "on"
 
 
 def test_old_collateral_and_debug_are_refused_at_appraisal_as_well() -> None:

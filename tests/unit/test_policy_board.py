@@ -58,6 +58,11 @@ def test_a_first_version_needs_all_of_its_board() -> None:
     assert three.approvals == PARTIES
 
 
+def test_outcomes_have_the_words_of_the_log() -> None:
+    """What the log and a vote's answer say of a motion are these three words."""
+    assert [outcome.value for outcome in Outcome] == ["open", "accepted", "rejected"]
+
+
 def test_no_votes_leave_a_motion_open() -> None:
     """Proposing is not voting."""
     decision = tally(MOTION, [], proposed=STUDY, lineage=FIRST, founders=FOUNDERS)
