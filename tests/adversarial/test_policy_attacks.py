@@ -203,6 +203,15 @@ def test_pb_12_a_first_board_consists_of_founders() -> None:
     assert caught.value.code == "board.founder_key"
 
 
+def test_pb_14_a_name_that_the_board_in_force_knows_keeps_its_key() -> None:
+    """A founder who took another key elsewhere does not lock a study whose board knows him by the former one."""
+    moved = FOUNDERS | {"cleveland": public("mallory")}
+    members = electorate(proposed=V2, lineage=SECOND, founders=moved)
+    assert members["cleveland"] == public("cleveland")
+    with pytest.raises(AuthorizationError, match=r"board\.founder_key"):
+        electorate(proposed=V1, lineage=FIRST, founders=moved)
+
+
 def test_pb_13_only_its_party_creates_in_a_namespace() -> None:
     """Another member of the board may not bring the first version of `cleveland/…`."""
     owned = version(("name: heart\n", "name: cleveland/heart\n"))

@@ -143,7 +143,7 @@ EDITS: Sequence[Edit] = (_compare, _connect, _always, _never, _number, _text, _l
 
 
 def _words(tree: ast.Module) -> set[int]:
-    """Places of constants that only people read: docstrings, messages after a code, annotations, `__all__`."""
+    """Places of constants that only people read: docstrings, messages and remedies, annotations, `__all__`."""
     skip: set[int] = set()
     for index, node in enumerate(ast.walk(tree)):
         del index
@@ -154,7 +154,9 @@ def _words(tree: ast.Module) -> set[int]:
             raised = isinstance(node.func, ast.Name) and node.func.id.endswith(("Error", "Finding"))
             for part in [*named, *(node.args[1:] if raised else [])]:
                 skip.update(id(below) for below in ast.walk(part))
-        elif isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+        elif isinstance(node, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id in {"__all__", "remedy"} for target in node.targets
+        ):
             skip.update(id(below) for below in ast.walk(node))
         elif isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
             skip.update(id(below) for below in ast.walk(node.annotation))

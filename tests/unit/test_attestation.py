@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,48 @@ def test_an_open_advisory_of_an_up_to_date_platform_must_be_named() -> None:
             appraise(verified, reference, NOW, statement=TDX.good.claims)
 
 
+@pytest.mark.parametrize(
+    "status",
+    [
+        "SWHardeningNeeded",
+        "ConfigurationNeeded",
+        "ConfigurationAndSWHardeningNeeded",
+        "OutOfDate",
+        "OutOfDateConfigurationNeeded",
+        "TDRelaunchAdvised",
+        "TDRelaunchAdvisedConfigurationNeeded",
+    ],
+)
+def test_every_status_of_intels_list_but_revoked_can_be_tolerated_by_name(status: str) -> None:
+    """The names are Intel's, letter by letter; a tolerance lets pass its own status and no other."""
+    verified = replace(TDX.case().verify(), tcb_status=status)
+    reference = TDX.reference(tolerances=(Tolerance(status, frozenset(), NOW),))
+    assert appraise(verified, reference, NOW, statement=TDX.good.claims).tolerated == (status,)
+    with pytest.raises(AppraisalError, match=r"appraisal\.tcb_status"):
+        appraise(verified, TDX.reference(), NOW, statement=TDX.good.claims)
+
+
+@pytest.mark.parametrize("purpose", ["attest", "renew", "peer", "manager"])
+def test_report_data_is_the_specified_digest(purpose: str) -> None:
+    """SHA-512 over label and fields, a length of eight bytes before each: computed here by hand for every purpose."""
+    own: dict[str, Any] = {"claims": MANAGER, "manager_certificate": b""} if purpose == "manager" else {}
+    bound = TDX.binding(purpose=Purpose(purpose), **own)
+    fields = [
+        b"secfl/v1/binding-" + purpose.encode(),
+        bound.service.encode(),
+        bound.policy_hash,
+        bound.nonce,
+        bound.tls_spki,
+        bound.sealing_key,
+        bound.manager_certificate,
+        bound.deployment_id.encode(),
+        bound.node_id.encode(),
+        hashlib.sha256(bound.claims.encode()).digest(),
+    ]
+    expected = hashlib.sha512(b"".join(len(field).to_bytes(8, "big") + field for field in fields)).digest()
+    assert bound.report_data() == expected
+
+
 def test_any_platform_needs_a_reason() -> None:
     """Skipping the platform list is a value with a reason."""
     assert findings(TDX, platforms=AnyPlatform("machines of one rack")) == []
@@ -208,8 +251,9 @@ def test_a_manager_binds_manager_claims_and_no_manager() -> None:
 )
 def test_absent_and_oversized_fields_bind_nothing(changes: dict[str, Any]) -> None:
     """Every field must be there in its size."""
-    with pytest.raises(EncodingError):
+    with pytest.raises(EncodingError) as caught:
         TDX.binding(**changes)
+    assert caught.value.code == ("key.unsupported" if "tls_spki" in changes else "binding.malformed")
 
 
 @pytest.mark.parametrize(

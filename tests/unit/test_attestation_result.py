@@ -85,6 +85,28 @@ def test_a_hardware_platform_gets_an_affirming_result() -> None:
     assert verify(issue(hardware, KEY), key=KEY.public, now=NOW) == hardware
 
 
+@pytest.mark.parametrize(("value", "status"), [(0, "none"), (2, "affirming"), (32, "warning"), (96, "contraindicated")])
+def test_the_status_is_the_worst_tier(value: int, status: str) -> None:
+    """The values and their names are those of AR4SI; one value below a tier belongs to the tier before."""
+    assert replace(GOOD, vector={"hardware": value, "executables": 0}).status == status
+    if value:
+        assert replace(GOOD, vector={"hardware": value - 1}).status != status
+
+
+def test_a_result_ends_after_it_begins() -> None:
+    """A result of no duration cannot be stated."""
+    appraised = appraise(WORKLOAD.case().verify(), WORKLOAD.reference(), NOW, statement=WORKLOAD.good.claims)
+    with pytest.raises(ValueError, match="after it begins"):
+        result_of(appraised, WORKLOAD.good, issued_at=NOW, expires_at=NOW)
+
+
+def test_a_token_above_its_size_is_refused_before_it_is_read() -> None:
+    """Neither the right signature nor a large limit of the decoder below lets a token above 32 KiB in."""
+    with pytest.raises(EncodingError) as caught:
+        verify(resigned(lambda document: document.update(further="a" * 40_000)), key=KEY.public, now=NOW)
+    assert caught.value.code == "ear.malformed"
+
+
 def test_what_was_let_pass_is_stated() -> None:
     """Tolerated status and advisories, any platform and missing roots show in the result."""
     case = replace(WORKLOAD.forge.tcb_status("OutOfDate", ("INTEL-SA-1",)), evidence=WORKLOAD.case().evidence)

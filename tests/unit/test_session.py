@@ -35,6 +35,7 @@ def test_both_ends_derive_the_same_session() -> None:
     initiator, responder = agree()
     assert initiator.session_id == responder.session_id
     sequence, sealed = initiator.seal_request("POST", "/x", b"model")
+    assert sequence == 0
     assert b"model" not in sealed
     assert responder.open_request(sequence, "POST", "/x", sealed) == b"model"
     answer = responder.seal_response(sequence, 200, b"reply")
