@@ -351,6 +351,7 @@ def test_ev_23_a_weak_status_needs_a_live_tolerance_of_status_and_advisories(
     listed = Tolerance(status, frozenset({old}), NOW)
     _appraise_status(workload, status, (old,), listed)
     attempts: list[tuple[str, tuple[str, ...], tuple[Tolerance, ...]]] = [
+        ("appraisal.tcb_status", (), ()),
         ("appraisal.tcb_status", (old,), ()),
         ("appraisal.tcb_status", (old,), (Tolerance("TDRelaunchAdvised", frozenset({old}), NOW),)),
         ("appraisal.tolerance_expired", (old,), (Tolerance(status, frozenset({old}), NOW - 1),)),

@@ -136,6 +136,23 @@ def test_pb_06_a_stale_or_missing_predecessor_is_a_conflict(predecessor: bytes |
     with pytest.raises(StateError) as caught:
         tally(replace(motion(V2, SECOND), predecessor=predecessor), [], proposed=V2, lineage=SECOND, founders=FOUNDERS)
     assert caught.value.code == "board.predecessor"
+    assert caught.value.details == {"expected": V1.hash.hex(), "actual": predecessor.hex() if predecessor else None}
+
+
+def test_pb_06_a_first_version_follows_nothing() -> None:
+    """A first version that names a predecessor claims a past that this manager does not know."""
+    with pytest.raises(StateError) as caught:
+        tally(replace(motion(V1, FIRST), predecessor=V2.hash), [], proposed=V1, lineage=FIRST, founders=FOUNDERS)
+    assert caught.value.code == "board.predecessor"
+    assert caught.value.details == {"expected": None, "actual": V2.hash.hex()}
+
+
+def test_pb_06_a_version_does_not_follow_another_policy() -> None:
+    """A motion that names the right predecessor, but of a policy with another name, is a conflict."""
+    lineage = Lineage(version(("name: heart\n", "name: liver\n")), frozenset())
+    with pytest.raises(StateError) as caught:
+        count(V1, lineage, MEMBERS)
+    assert caught.value.code == "board.predecessor"
 
 
 def test_pb_07_an_older_version_cannot_return_with_its_old_votes() -> None:
@@ -169,6 +186,13 @@ def test_pb_10_changed_bytes_void_the_votes() -> None:
     assert decision.approvals == ()
     with pytest.raises(VerificationError) as caught:
         tally(motion(V2, SECOND), [], proposed=edited, lineage=SECOND, founders=FOUNDERS)
+    assert caught.value.code == "board.motion_mismatch"
+
+
+def test_pb_10_a_motion_under_another_name_is_refused() -> None:
+    """Bytes cannot be put in force under a name that they do not bear."""
+    with pytest.raises(VerificationError) as caught:
+        tally(replace(motion(V1, FIRST), name="liver"), [], proposed=V1, lineage=FIRST, founders=FOUNDERS)
     assert caught.value.code == "board.motion_mismatch"
 
 
@@ -213,12 +237,14 @@ def test_pb_14_a_name_that_the_board_in_force_knows_keeps_its_key() -> None:
 
 
 def test_pb_13_only_its_party_creates_in_a_namespace() -> None:
-    """Another member of the board may not bring the first version of `cleveland/…`."""
+    """Another member of the board may not bring the first version of `cleveland/…`, but may bring a later one."""
     owned = version(("name: heart\n", "name: cleveland/heart\n"))
     assert authorize_proposer(public("cleveland"), proposed=owned, lineage=FIRST, founders=FOUNDERS) == "cleveland"
     with pytest.raises(AuthorizationError) as caught:
         authorize_proposer(public("hungary"), proposed=owned, lineage=FIRST, founders=FOUNDERS)
     assert caught.value.code == "board.namespace"
+    later = Lineage(owned, frozenset())
+    assert authorize_proposer(public("hungary"), proposed=owned, lineage=later, founders=FOUNDERS) == "hungary"
     with pytest.raises(AuthorizationError) as caught:
         authorize_proposer(public("mallory"), proposed=owned, lineage=FIRST, founders=FOUNDERS)
     assert caught.value.code == "board.proposer"

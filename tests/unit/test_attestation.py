@@ -7,12 +7,20 @@ import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import secfl
-from secfl.attestation.appraise import AnyPlatform, Appraised, ReferenceValues, SgxReference, Tolerance, appraise
+from secfl.attestation.appraise import (
+    TOLERABLE_STATUSES,
+    AnyPlatform,
+    Appraised,
+    ReferenceValues,
+    SgxReference,
+    Tolerance,
+    appraise,
+)
 from secfl.attestation.binding import Purpose, check
 from secfl.attestation.challenge import ChallengeBook
 from secfl.attestation.evidence import MAX_BLOB_BYTES, Evidence
@@ -20,6 +28,7 @@ from secfl.attestation.statement import Isolation, LaunchClaims, ManagerClaims, 
 from secfl.crypto import strict_json
 from secfl.crypto.encoding import to_base64url
 from secfl.errors import AppraisalError, EncodingError, Finding, FreshnessError, UnavailableError
+from secfl.policy.services import TcbStatus
 from secfl.tee.simulated.machine import MachineProfile
 from secfl.testing.attested import AttestedWorkload
 from secfl.testing.forge import NOW, Forge
@@ -90,10 +99,11 @@ def test_all_findings_of_the_closest_variant_are_reported() -> None:
     far = TDX.reference(measurements=frozenset(), platforms=frozenset(), tee="sgx").variants
     near = TDX.reference(platforms=frozenset(), minimum_evaluation=99).variants
     verified, claims = TDX.case().verify(), TDX.good.claims
-    with pytest.raises(AppraisalError) as caught:
-        appraise(verified, ReferenceValues(far + near), NOW, statement=claims)
-    rules = [finding.rule for finding in caught.value.findings]
-    assert rules == ["appraisal.platform_not_listed", "appraisal.evaluation_number"]
+    for variants in (far + near, near + far):
+        with pytest.raises(AppraisalError) as caught:
+            appraise(verified, ReferenceValues(variants), NOW, statement=claims)
+        rules = [finding.rule for finding in caught.value.findings]
+        assert rules == ["appraisal.platform_not_listed", "appraisal.evaluation_number"]
     good = TDX.reference().variants
     assert appraise(verified, ReferenceValues(far + good), NOW, statement=claims).variant == good[0]
 
@@ -104,6 +114,20 @@ def test_the_launch_is_appraised_too() -> None:
     assert findings(TDX, tainted) == ["appraisal.isolation", "appraisal.taint", "appraisal.roots"]
     relaxed = {"minimum_isolation": Isolation.UNPACKED, "allow_taints": frozenset({"debug-shell"}), "roots": None}
     assert findings(TDX, tainted, **relaxed) == []
+
+
+def test_a_managers_statement_has_an_isolation_level_but_no_roots() -> None:
+    """A manager below the level is refused, and so is one under a variant that demands roots."""
+    verified = TDX.case().verify()
+    assert appraise(verified, TDX.reference(roots=None), NOW, statement=MANAGER).statement == MANAGER
+    with pytest.raises(AppraisalError) as caught:
+        appraise(verified, TDX.reference(minimum_isolation=Isolation.ENCLAVE), NOW, statement=MANAGER)
+    assert [finding.rule for finding in caught.value.findings] == ["appraisal.isolation", "appraisal.roots"]
+
+
+def test_the_statuses_that_a_policy_can_write_are_those_that_can_be_tolerated() -> None:
+    """The language and the appraiser have one list."""
+    assert frozenset(get_args(TcbStatus)) == TOLERABLE_STATUSES
 
 
 def test_hyper_threading_must_be_off_or_allowed() -> None:
@@ -147,8 +171,10 @@ def test_an_open_advisory_of_an_up_to_date_platform_must_be_named() -> None:
         if accepted:
             assert appraise(verified, reference, NOW, statement=TDX.good.claims).tolerated == ("INTEL-SA-9",)
             continue
-        with pytest.raises(AppraisalError, match=r"appraisal\.advisory"):
+        with pytest.raises(AppraisalError, match=r"appraisal\.advisory") as caught:
             appraise(verified, reference, NOW, statement=TDX.good.claims)
+        expected = caught.value.findings[0].expected
+        assert expected == "INTEL-SA-8" if tolerances else expected
 
 
 @pytest.mark.parametrize(
@@ -238,22 +264,23 @@ def test_a_manager_binds_manager_claims_and_no_manager() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "code"),
     [
-        {"service": ""},
-        {"node_id": ""},
-        {"deployment_id": "d" * 513},
-        {"policy_hash": b"p" * 31},
-        {"sealing_key": b""},
-        {"manager_certificate": bytes(70_000)},
-        {"tls_spki": b"key"},
+        ({"service": ""}, "binding.malformed"),
+        ({"node_id": ""}, "binding.malformed"),
+        ({"deployment_id": "d" * 513}, "binding.malformed"),
+        ({"policy_hash": b"p" * 31}, "binding.malformed"),
+        ({"sealing_key": b""}, "binding.malformed"),
+        ({"manager_certificate": bytes(65_537)}, "binding.malformed"),
+        ({"tls_spki": b"key"}, "key.unsupported"),
     ],
 )
-def test_absent_and_oversized_fields_bind_nothing(changes: dict[str, Any]) -> None:
-    """Every field must be there in its size."""
+def test_absent_and_oversized_fields_bind_nothing(changes: dict[str, Any], code: str) -> None:
+    """Every field must be there in its size; the shortest and the longest are good."""
+    TDX.binding(service="s", deployment_id="d" * 512, manager_certificate=bytes(65_536))
     with pytest.raises(EncodingError) as caught:
         TDX.binding(**changes)
-    assert caught.value.code == ("key.unsupported" if "tls_spki" in changes else "binding.malformed")
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(
@@ -377,5 +404,11 @@ def test_a_flood_of_challenges_is_refused_until_they_expire() -> None:
     book.issue(os.urandom(32), purpose=Purpose.ATTEST, subject="s", now=NOW + 10)
     book.issue(os.urandom(32), purpose=Purpose.ATTEST, subject="s", now=NOW + 11)
     assert len(book) == 2
+
+
+@pytest.mark.parametrize("bounds", [{"ttl": 0}, {"limit": 0}])
+def test_a_challenge_book_has_positive_bounds(bounds: dict[str, int]) -> None:
+    """One second and one challenge are enough for a book, zero of either is an error."""
+    assert len(ChallengeBook(ttl=1, limit=1)) == 0
     with pytest.raises(ValueError, match="positive"):
-        ChallengeBook(ttl=0)
+        ChallengeBook(**bounds)

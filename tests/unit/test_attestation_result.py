@@ -68,6 +68,53 @@ def test_a_result_confirms_what_the_evidence_bound() -> None:
     assert (GOOD.platform_id, GOOD.statement) == (WORKLOAD.forge.machine.platform_id, good.claims)
 
 
+def test_a_token_uses_the_names_of_the_draft() -> None:
+    """A consumer that knows EAR but not SECFL finds algorithm, profile, verifier, policy, status and vector."""
+    assert with_header() == TOKEN
+    payload = json.loads(from_base64url(TOKEN.split(".")[1]))
+    (submodule,) = payload.pop("submods").values()
+    del submodule["secfl"]
+    assert payload == {
+        "ear_verifier_id": {"build": "secfl/1", "developer": "secfl"},
+        "eat_profile": "tag:ietf.org,2026:rats/ear#04",
+        "exp": NOW + 600,
+        "iat": NOW,
+    }
+    assert submodule == {
+        "ear_appraisal_policy_ids": [f"urn:secfl:policy:{GOOD.policy_hash.hex()}"],
+        "ear_status": "warning",
+        "ear_trustworthiness_vector": GOOD.vector,
+    }
+
+
+@pytest.mark.parametrize(
+    ("claims", "factors", "isolation", "differs"),
+    [
+        ({}, {}, Isolation.FULL, {}),
+        ({"trust_domain": "simulated:x"}, {}, Isolation.FULL, {"hardware": 32, "runtime-opaque": 32}),
+        ({"tcb_status": "OutOfDate"}, {}, Isolation.FULL, {"hardware": 32}),
+        ({}, {"platforms": AnyPlatform("a test")}, Isolation.FULL, {"instance-identity": 0}),
+        ({}, {"roots": None}, Isolation.FULL, {"file-system": 0}),
+        ({}, {}, Isolation.UNPACKED, {"runtime-opaque": 32}),
+    ],
+    ids=["hardware", "simulated", "old level", "any platform", "no roots", "lower isolation"],
+)
+def test_the_vector_affirms_only_what_was_appraised(
+    claims: dict[str, Any], factors: dict[str, Any], isolation: Isolation, differs: dict[str, int]
+) -> None:
+    """A hardware platform with every factor affirms all six claims; what is weaker or left open shows in its claim."""
+    verified = replace(WORKLOAD.case().verify(), **{"trust_domain": "hardware:intel"} | claims)
+    bound = WORKLOAD.binding(claims=replace(WORKLOAD.good.claims, isolation=isolation))
+    good = {
+        "trust_domain": verified.trust_domain,
+        "minimum_isolation": isolation,
+        "tolerances": (Tolerance("OutOfDate", frozenset(), NOW),),
+    }
+    appraised = appraise(verified, WORKLOAD.reference(**good | factors), NOW, statement=bound.claims)
+    names = ("configuration", "executables", "file-system", "hardware", "instance-identity", "runtime-opaque")
+    assert result_of(appraised, bound, issued_at=NOW, expires_at=NOW + 1).vector == dict.fromkeys(names, 2) | differs
+
+
 def test_ev_28_a_simulated_platform_never_gets_an_affirming_hardware_claim() -> None:
     """The vector warns about hardware and isolation, the status is a warning, and the token says simulated."""
     assert GOOD.simulated
@@ -171,11 +218,27 @@ def test_every_changed_character_is_refused() -> None:
             verify(TOKEN[:index] + other + TOKEN[index + 1 :], key=KEY.public, now=NOW)
 
 
-@pytest.mark.parametrize("token", ["", ".", "..", "a.b", "a.b.c.d", TOKEN + ".", TOKEN + "=", "é" * 9, "a" * 40_000])
-def test_malformed_tokens_are_refused(token: str) -> None:
-    """Other texts are an error, never an empty result."""
-    with pytest.raises((EncodingError, VerificationError)):
+@pytest.mark.parametrize(
+    ("token", "code"),
+    [
+        ("", "ear.malformed"),
+        (".", "ear.malformed"),
+        ("..", "ear.header"),
+        ("a.b", "ear.malformed"),
+        ("a.b.c.d", "ear.malformed"),
+        (TOKEN + ".", "ear.malformed"),
+        (TOKEN + "=", "base64.malformed"),
+        (TOKEN[:-1] + "é", "ear.malformed"),
+        ("a.b." + "c" * (32 * 1024 - 4), "ear.header"),
+        ("a.b." + "c" * (32 * 1024 - 3), "ear.malformed"),
+    ],
+    ids=["empty", "dot", "dots", "two", "four", "further", "padding", "not ASCII", "longest", "too long"],
+)
+def test_malformed_tokens_are_refused(token: str, code: str) -> None:
+    """Other texts are an error, never an empty result; size and characters are looked at first."""
+    with pytest.raises((EncodingError, VerificationError)) as caught:
         verify(token, key=KEY.public, now=NOW)
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(
@@ -191,14 +254,18 @@ def test_malformed_tokens_are_refused(token: str) -> None:
         lambda d: d["submods"].update(second={}),
         lambda d: d["submods"]["heart/trainer-a"].update(ear_status="affirming"),
         lambda d: d["submods"]["heart/trainer-a"]["secfl"].update(simulated=False),
+        lambda d: d["submods"]["heart/trainer-a"]["secfl"].update(tee=1),
         lambda d: d["submods"]["heart/trainer-a"]["secfl"].update(statement="{}"),
     ],
-    ids=["no exp", "no iat", "text", "bool", "profile", "further", "none", "two", "status", "simulated", "statement"],
+    ids=[
+        *("no exp", "no iat", "text", "bool", "profile", "further", "none", "two", "status", "simulated", "number"),
+        "statement",
+    ],
 )
 def test_a_signed_token_of_another_form_is_refused(change: Any) -> None:
     """Even signed by the right key, missing, further or contradicting claims are refused."""
     assert verify(resigned(lambda _: None), key=KEY.public, now=NOW) == GOOD
-    with pytest.raises(EncodingError):
+    with pytest.raises(EncodingError, match=r"(ear|statement)\.malformed"):
         verify(resigned(change), key=KEY.public, now=NOW)
 
 

@@ -94,15 +94,31 @@ def test_a_grant_keeps_its_bytes() -> None:
     """Encoding and decoding are inverse."""
     assert Grant.decode(grant().encode()) == grant()
     assert Grant.decode(grant().encode()).encode() == grant().encode()
+    last = grant(expires=2**40 - 1)
+    assert Grant.decode(last.encode()) == last
 
 
 @pytest.mark.parametrize(
-    "payload", [b"{}", b"[]", b"1", grant().encode()[:-1], grant().encode().replace(b"read", b"gift")]
+    ("payload", "code", "field"),
+    [
+        (b"{}", "grant.malformed", "deployment_id"),
+        (b"[]", "grant.malformed", ""),
+        (b"1", "grant.malformed", ""),
+        (grant().encode()[:-1], "json.malformed", None),
+        (grant().encode().replace(b"read", b"gift"), "grant.malformed", "rights.0"),
+        (grant().encode().replace(b"2000", b"-1"), "grant.malformed", "expires"),
+        (grant().encode().replace(b"2000", b"1099511627776"), "grant.malformed", "expires"),
+        (grant().encode()[:-1] + b',"' + b"z" * 200 + b'":1}', "grant.malformed", "z" * 80),
+        (b'"' + b"x" * (16 * 1024 - 2) + b'"', "grant.malformed", ""),
+        (b'"' + b"x" * (16 * 1024 - 1) + b'"', "json.too_large", None),
+    ],
+    ids=["empty", "list", "number", "cut", "right", "past", "future", "further", "longest", "too long"],
 )
-def test_other_bytes_are_no_grant(payload: bytes) -> None:
-    """A malformed grant is an encoding error."""
-    with pytest.raises(EncodingError):
+def test_other_bytes_are_no_grant(payload: bytes, code: str, field: str | None) -> None:
+    """A malformed grant is an encoding error that names the field, in at most 80 characters."""
+    with pytest.raises(EncodingError) as caught:
         Grant.decode(payload)
+    assert (caught.value.code, caught.value.details.get("field")) == (code, field)
 
 
 def test_a_good_grant_gives_the_volume() -> None:
@@ -132,6 +148,21 @@ def test_a_grant_for_something_else_is_refused(changes: dict[str, object], code:
             grant(**changes), signers={key("cleveland")}, deployment_id=DEPLOYMENT, owner=OWNER, study=STUDY, now=2000
         )
     assert caught.value.code == code
+
+
+def test_a_grant_is_for_a_deposited_volume() -> None:
+    """What an owner's policy itself imports or writes is not its to give."""
+    for volume in ("code", "model"):
+        with pytest.raises(AuthorizationError) as caught:
+            check_grant(
+                grant(policy="heart", volume=volume),
+                signers=set(FOUNDERS.values()),
+                deployment_id=DEPLOYMENT,
+                owner=STUDY,
+                study=STUDY,
+                now=2000,
+            )
+        assert caught.value.code == "grant.other_root"
 
 
 def test_a_grant_needs_the_owners_board() -> None:

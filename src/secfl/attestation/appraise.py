@@ -103,10 +103,11 @@ class Variant:
         tee: `sgx` or `tdx`.
         measurements: accepted MRENCLAVE or MRTD values; empty accepts nothing.
         platforms: accepted PPIDs, empty accepts nothing; or a reasoned decision to accept any.
-        minimum_isolation: lowest isolation level of the launch.
-        roots: volume to root that must be mounted, exactly these; None when the statement carries no roots yet.
-        tolerances: accepted TCB statuses besides UpToDate.
         minimum_evaluation: lowest TCB evaluation data number of the collateral; stops its roll-back.
+        minimum_isolation: lowest isolation level of the launch.
+        roots: volume to root that must be mounted, exactly these, and a manager mounts none; None when the statement
+            carries no roots yet.
+        tolerances: accepted TCB statuses besides UpToDate.
         allow_smt: whether hyper-threading may be on, or unknown.
         allow_taints: taints of the launch that are accepted.
         sgx: further demands on an enclave; None for none.
@@ -116,10 +117,10 @@ class Variant:
     tee: str
     measurements: frozenset[bytes]
     platforms: frozenset[bytes] | AnyPlatform
+    minimum_evaluation: int
     minimum_isolation: Isolation = Isolation.FULL
     roots: Mapping[str, bytes] | None = None
     tolerances: tuple[Tolerance, ...] = ()
-    minimum_evaluation: int = 0
     allow_smt: bool = False
     allow_taints: frozenset[str] = field(default_factory=frozenset)
     sgx: SgxReference | None = None
@@ -301,16 +302,16 @@ def _statement_findings(statement: LaunchClaims | ManagerClaims, variant: Varian
             statement.isolation.label,
             "give the site what the isolation level needs (user namespaces, /dev/fuse)",
         )
-    if not isinstance(statement, LaunchClaims):
-        return
-    taints = sorted(set(statement.taints) - variant.allow_taints)
+    # A manager states no taints and mounts nothing: a variant that demands roots does not fit it.
+    stated, roots = (statement.taints, statement.roots) if isinstance(statement, LaunchClaims) else ((), {})
+    taints = sorted(set(stated) - variant.allow_taints)
     if taints:
         yield Finding("appraisal.taint", "no taint", ", ".join(taints), "launch without the weakening option")
-    if variant.roots is not None and dict(variant.roots) != dict(statement.roots):
+    if variant.roots is not None and dict(variant.roots) != dict(roots):
         yield Finding(
             "appraisal.roots",
             _root_list(variant.roots),
-            _root_list(statement.roots),
+            _root_list(roots),
             "mount exactly the volumes and roots that the policy names",
         )
 

@@ -197,7 +197,7 @@ class ResponderSession:
         head = _request_head(method, path)
         body = self._keys.open(self._keys.request, sequence, head, sealed)
         if lag < 0:
-            self._seen = (self._seen << -lag | 1) & ((1 << WINDOW) - 1) if -lag < WINDOW else 1
+            self._seen = (self._seen << min(-lag, WINDOW) | 1) & ((1 << WINDOW) - 1)
             self._newest = sequence
         else:
             self._seen |= 1 << lag

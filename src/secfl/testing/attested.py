@@ -54,6 +54,7 @@ class AttestedWorkload:
             tee=self.forge.kind,
             measurements=frozenset({self.forge.measurement}),
             platforms=frozenset({self.forge.machine.platform_id}),
+            minimum_evaluation=20,
             roots={"cohort": b"r" * 32},
         )
         return ReferenceValues((replace(good, **changes),))
