@@ -4,11 +4,16 @@ Each mutant is one edit of the syntax tree: a comparison turned round, `and` for
 changed, a `raise` or a call left out, a constant text changed. A child of a warm process imports the changed module
 and runs the tests; a mutant that they pass survives. Survivors are listed for a person to judge, since some edits
 change no behaviour.
+
+The texts of messages to people (what an error or a finding says after its code) are not drawn: a test that pins their
+wording is worth nothing, so each would be a survivor that tells nothing. Codes, and conditions, numbers and comparisons
+inside a message, are drawn.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import copy
 import importlib.abc
@@ -145,24 +150,39 @@ EDITS: Sequence[Edit] = (_compare, _connect, _always, _never, _number, _text, _l
 def _words(tree: ast.Module) -> set[int]:
     """Places of constants that only people read: docstrings, messages and remedies, annotations, `__all__`."""
     skip: set[int] = set()
-    for index, node in enumerate(ast.walk(tree)):
-        del index
+    for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             skip.add(id(node.value))
-        elif isinstance(node, ast.Call):
-            named = [word.value for word in node.keywords if word.arg in {"hint", "repr", "compare", "message"}]
-            raised = isinstance(node.func, ast.Name) and node.func.id.endswith(("Error", "Finding"))
-            for part in [*named, *(node.args[1:] if raised else [])]:
-                skip.update(id(below) for below in ast.walk(part))
-        elif isinstance(node, ast.Assign) and any(
-            isinstance(target, ast.Name) and target.id in {"__all__", "remedy"} for target in node.targets
-        ):
+        elif isinstance(node, ast.FunctionDef):
+            skip.update(_message_texts(node))
+            if node.returns is not None:
+                skip.update(id(below) for below in ast.walk(node.returns))
+        elif isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
             skip.update(id(below) for below in ast.walk(node))
         elif isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
             skip.update(id(below) for below in ast.walk(node.annotation))
-        elif isinstance(node, ast.FunctionDef) and node.returns is not None:
-            skip.update(id(below) for below in ast.walk(node.returns))
     return skip
+
+
+def _messages(call: ast.Call) -> list[ast.expr]:
+    # Our errors and findings have their code first; those of Python have none.
+    named = [word.value for word in call.keywords if word.arg in {"hint", "message"}]
+    if not isinstance(call.func, ast.Name) or not call.func.id.endswith(("Error", "Finding")):
+        return named
+    return [*call.args[0 if hasattr(builtins, call.func.id) else 1 :], *named]
+
+
+def _message_texts(function: ast.FunctionDef) -> set[int]:
+    nodes = list(ast.walk(function))
+    parts = [part for node in nodes if isinstance(node, ast.Call) for part in _messages(node)]
+    inside = {id(below) for part in parts for below in ast.walk(part)}
+    # A message may be written down first; a variable that is read anywhere else is no message.
+    read = [node for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
+    written = {node.id for node in read if id(node) in inside} - {node.id for node in read if id(node) not in inside}
+    for node in nodes:
+        if isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) and t.id in written for t in node.targets):
+            inside |= {id(below) for below in ast.walk(node.value)}
+    return {id(node) for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)} & inside
 
 
 def mutants(source: str, seed: str, first: int, count: int) -> Iterator[Mutant]:
